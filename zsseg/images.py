@@ -1,0 +1,183 @@
+"""Decode and encode images and label maps, and transform the two together.
+
+Conventions: an image is uint8 (H, W, 3), RGB, upright (EXIF orientation applied); a label map is uint8 (H, W)
+of class ids with 255 = void. Sizes are (height, width). Networks take float (N, 3, H, W) from `normalise`.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from zsseg.classes import VOID
+from zsseg.errors import DataError
+
+MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs, about 13,000 × 13,000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+UInt8 = NDArray[np.uint8]
+
+
+def decode_image(source: bytes | Path, name: str) -> UInt8:
+    """Decode an image of any common mode to upright RGB.
+
+    Greyscale is repeated, alpha is laid over white, CMYK is converted, 16-bit is scaled to 8.
+
+    Args:
+        source: The file's bytes, or its path.
+        name: How to call the image in an error.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        DataError: It is no image, is truncated, or has more than `MAX_PIXELS` pixels.
+    """
+    with _opened(source, name) as image:
+        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+
+
+def decode_label_map(source: bytes | Path, name: str) -> UInt8:
+    """Decode a label map: a palette or 8-bit greyscale PNG whose values are class ids.
+
+    Raises:
+        DataError: It is no image, or holds colours instead of one class id a pixel.
+    """
+    with _opened(source, name) as image:
+        if image.mode not in ("P", "L", "1"):
+            raise DataError(
+                f"{name}: label map of mode {image.mode}, expected one class id a pixel (palette or 8-bit grey PNG)"
+            )
+        return np.array(image, dtype=np.uint8)
+
+
+def encode_label_map(label_map: UInt8) -> bytes:
+    """Encode a label map as a palette PNG with VOC's colours; the bytes depend on the input alone."""
+    image = Image.fromarray(label_map)
+    image.putpalette(voc_palette().tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def voc_palette() -> UInt8:
+    """Return VOC's colour of each class id, uint8 (256, 3).
+
+    The three low bits of the id become the high bits of red, green and blue, the next three the next
+    lower bits, and so on (PASCAL VOC 2012 development kit, VOClabelcolormap).
+    """
+    ids = np.arange(256)
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    for level in range(8):
+        for channel in range(3):
+            bit = (ids >> (3 * level + channel)) & 1
+            palette[:, channel] |= (bit << (7 - level)).astype(np.uint8)
+    return palette
+
+
+def colour(label_map: UInt8) -> UInt8:
+    """Return the label map in VOC's colours, uint8 (H, W, 3)."""
+    coloured: UInt8 = voc_palette()[label_map]
+    return coloured
+
+
+def overlay(image: UInt8, label_map: UInt8, *, opacity: float = 0.55) -> UInt8:
+    """Lay the label map's colours over the image; background (black) and void leave it visible.
+
+    Args:
+        image: uint8 (H, W, 3).
+        label_map: uint8 (H, W).
+        opacity: Of the colours, 0 to 1.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    colours = voc_palette()
+    strength = np.where(colours.any(axis=1), opacity, 0.35 * opacity).astype(np.float32)
+    strength[VOID] = 0.0
+    alpha = strength[label_map][..., None]
+    mixed = image * (1 - alpha) + colours[label_map] * alpha
+    return mixed.round().astype(np.uint8)
+
+
+def resize_image(image: UInt8, size: tuple[int, int]) -> UInt8:
+    """Resize to (height, width), bilinear with antialiasing."""
+    if image.shape[:2] == tuple(size):
+        return image
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def resize_label_map(label_map: UInt8, size: tuple[int, int]) -> UInt8:
+    """Resize to (height, width), nearest."""
+    if label_map.shape == tuple(size):
+        return label_map
+    return np.array(Image.fromarray(label_map).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def augment(image: UInt8, label_map: UInt8, crop: int, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
+    """Scale by 0.5 to 1.5, mirror half the time, and cut or pad to a square, image and label map alike.
+
+    Args:
+        image: uint8 (H, W, 3).
+        label_map: uint8 (H, W).
+        crop: Side of the square in pixels.
+        rng: Where the randomness comes from.
+
+    Returns:
+        uint8 (crop, crop, 3), padded with mid-grey, and uint8 (crop, crop), padded with void.
+    """
+    height, width = label_map.shape
+    scale = rng.uniform(0.5, 1.5)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    image, label_map = resize_image(image, size), resize_label_map(label_map, size)
+    if rng.random() < 0.5:
+        image, label_map = image[:, ::-1], label_map[:, ::-1]
+    top, left = (int(rng.integers(0, max(length - crop, 0) + 1)) for length in size)
+    image, label_map = (
+        image[top : top + crop, left : left + crop],
+        label_map[top : top + crop, left : left + crop],
+    )
+    image_out = np.full((crop, crop, 3), 127, dtype=np.uint8)
+    label_out = np.full((crop, crop), VOID, dtype=np.uint8)
+    down, right = (int(rng.integers(0, crop - length + 1)) for length in label_map.shape)
+    window = slice(down, down + label_map.shape[0]), slice(right, right + label_map.shape[1])
+    image_out[window], label_out[window] = image, label_map
+    return image_out, label_out
+
+
+def _opened(source: bytes | Path, name: str) -> Image.Image:
+    """Open and fully decode, so that a truncated file is found here."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from half of its bound on and raises above it; we hold the bound ourselves.
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(f"{name}: {width}×{height} pixels, more than the {MAX_PIXELS:,} that zsseg opens")
+            image.load()
+            return image
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    except Exception as error:  # Pillow's decoders raise many kinds; each means the same to the user
+        raise DataError(f"{name}: not a readable image ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit files arrive as 0..65535; a 32-bit or float one is stretched over its own range
+        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(values.max(initial=0), 1.0)
+        return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
