@@ -55,12 +55,13 @@ class Writer:
     def append(self, name: str, value: str | bytes | NDArray[Any]) -> None:
         """Add one row to a field, so that a long artifact need not fit in memory."""
         field = SCHEMA[self._kind][name]
-        rows = self._file[name] if name in self._file else self._rows(name, field)
+        if name not in self._file:
+            self._rows(name, field, () if isinstance(value, str | bytes) else np.shape(value))
+        rows = self._file[name]
         rows.resize(rows.shape[0] + 1, axis=0)
         rows[-1] = _row(value, field)
 
-    def _rows(self, name: str, field: Field) -> Any:
-        tail = tuple(int(length) for length in field.shape[1:] if isinstance(length, int))
+    def _rows(self, name: str, field: Field, tail: tuple[int, ...] = ()) -> Any:
         return self._file.create_dataset(
             name, shape=(0, *tail), maxshape=(None, *tail), chunks=(256, *tail), dtype=_h5_dtype(field)
         )

@@ -35,6 +35,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "motorbike": ("motorcycle",),
     "motorcycle": ("motorbike",),
     "person": ("people", "human"),
+    "playingfield": ("playing field",),
     "potted plant": ("pottedplant", "houseplant", "plant"),
     "pottedplant": ("potted plant", "houseplant", "plant"),
     "sofa": ("couch",),
@@ -42,4 +43,5 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tv": ("television",),
     "tv monitor": ("tvmonitor", "tv", "television"),
     "tvmonitor": ("tv monitor", "tv", "television"),
+    "waterdrops": ("water drops", "water"),
 }

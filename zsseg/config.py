@@ -16,6 +16,7 @@ ModelName = Literal["lite0", "fcn32s", "fcn16s", "fcn8s"]
 LossName = Literal["mse", "softmax"]
 Weighting = Literal["none", "frequency"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Partition = Literal["train", "val", "all"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -80,7 +81,7 @@ class TrainConfig:
     epochs: int = 10
     batch: int = 8
     lr: float | None = None  # of the head; None takes the model's own, see models.default_lr
-    backbone_lr: float = 0.1  # the backbone's rate as a multiple of the head's
+    backbone_lr: float = 0.05  # the backbone's rate as a multiple of the head's
     crop: int | None = None  # pixels; None: 320, or less where all images are smaller
     weighting: Weighting = "none"
     weights: str | None = None  # backbone weight file, or "none" for a random start
@@ -95,6 +96,7 @@ class TrainConfig:
 class EvalConfig:
     """Settings of `eval`."""
 
+    partition: Partition = "val"
     seen_bias: float = 0.0  # subtracted from the score of every seen class
     min_images: int = 0  # classes in fewer truth photos are left out of the means
     max_side: int = 1024  # pixels; larger photos are scored at this size, then brought to their own
@@ -110,3 +112,4 @@ class PredictConfig:
     max_side: int = 1024
     precision: Precision = "auto"
     device: Device = "auto"
+    skip_bad: bool = False  # leave unreadable files out and name them, instead of stopping

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from zsseg.classes import VOID
 from zsseg.errors import DataError
@@ -166,6 +166,8 @@ def _opened(source: bytes | Path, name: str) -> Image.Image:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{name}: not an image of a known format") from error
     except Exception as error:  # Pillow's decoders raise many kinds; each means the same to the user
         raise DataError(f"{name}: not a readable image ({error})") from error
 

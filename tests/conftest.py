@@ -1,0 +1,18 @@
+"""Shared fixtures: where the real photos and word vectors lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Return the folder of real photos, label maps and word vectors, or skip where there is none."""
+    default = Path(__file__).parents[1] / ".." / "shared" / "data"
+    root = Path(os.environ.get("ZSSEG_TEST_DATA", default)).resolve()
+    if not root.is_dir():
+        pytest.skip(f"no real data at {root}; set ZSSEG_TEST_DATA")
+    return root

@@ -1,0 +1,173 @@
+"""Batches for training: augmented crops of images, or windows of backbone features computed once.
+
+Both kinds are a pure function of (seed, epoch, batch number), so that a run can go on from any step exactly.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from zsseg.artifacts import Artifact
+from zsseg.classes import VOID
+from zsseg.config import Precision
+from zsseg.dataset import (
+    LABEL_STRIDE,
+    Position,
+    TrainingSet,
+    collate,
+    epoch_order,
+    normalise,
+    read_image,
+    sample_labels,
+    training_labels,
+)
+from zsseg.errors import DataError
+from zsseg.hardware import autocast
+from zsseg.models import SegmentationNet
+from zsseg.models.net import PAD_TO, pad
+from zsseg.progress import Progress
+
+
+def batch_positions(
+    indices: NDArray[np.int64], *, batch: int, epochs: int, seed: int, start: int = 0
+) -> list[list[Position]]:
+    """Return the images of every batch of a run from step `start` on; batches do not cross epochs."""
+    batches: list[list[Position]] = []
+    for epoch in range(epochs):
+        order = epoch_order(indices, seed=seed, epoch=epoch)
+        batches += [order[first : first + batch] for first in range(0, len(order), batch)]
+    return batches[start:]
+
+
+def image_batches(
+    path: Path, positions: list[list[Position]], *, unseen: Sequence[int], crop: int, seed: int, workers: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield uint8 (N, crop, crop, 3) images and int64 labels, decoded by worker processes."""
+    loader = DataLoader(
+        TrainingSet(path, unseen=unseen, crop=crop, seed=seed),
+        batch_sampler=positions,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_leave_interrupts_to_the_parent,
+        generator=torch.Generator(),  # or the loader would draw from the global one
+        prefetch_factor=4 if workers else None,
+    )
+    yield from loader
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@dataclass(frozen=True)
+class CachedImage:
+    """Where one image's features lie in the cache, and its labels at every fourth pixel."""
+
+    offset: int  # in float16 numbers
+    shapes: tuple[tuple[int, ...], ...]
+    labels: NDArray[np.int64]
+
+
+class FeatureCache:
+    """Backbone features of the training images, float16, in a nameless file that vanishes with the process.
+
+    Args:
+        net: The model; only `features` runs.
+        data: An open data artifact.
+        indices: Which images.
+        unseen: Ids of the unseen classes, hidden from the labels that are kept.
+        folder: Where the file lies; needs about 0.7 MB for a photo of 400 × 300 pixels with lite0.
+        precision: Of the backbone's computation.
+        progress: Told of each image.
+
+    Raises:
+        DataError: The folder's disk is full.
+    """
+
+    def __init__(
+        self,
+        net: SegmentationNet,
+        data: Artifact,
+        indices: NDArray[np.int64],
+        *,
+        unseen: Sequence[int],
+        folder: Path,
+        precision: Precision,
+        progress: Progress,
+    ) -> None:
+        self._strides = net.feature_strides
+        self._images: dict[int, CachedImage] = {}
+        device = next(net.parameters()).device
+        offset = 0
+        with TemporaryFile(dir=folder) as file:
+            for index in progress.track(indices.tolist(), "backbone features", len(indices)):
+                image = read_image(data, index)
+                with torch.inference_mode(), autocast(precision, device):
+                    pixels = torch.from_numpy(image)[None].to(device)
+                    maps = net.features(pad(normalise(pixels, net.mean, net.std)))
+                arrays = [m[0].to("cpu", torch.float16).contiguous().numpy() for m in maps]
+                labels = sample_labels(training_labels(data, index, unseen, image.shape[:2]))
+                self._images[index] = CachedImage(offset, tuple(a.shape for a in arrays), labels)
+                offset += sum(a.size for a in arrays)
+                _write(file, arrays, folder)
+            file.flush()
+            self._numbers = np.memmap(file, dtype=np.float16, mode="r", shape=(offset,))
+
+    def batches(
+        self, positions: list[list[Position]], *, crop: int, seed: int
+    ) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Yield lists of float32 feature maps and int64 labels, windows of `crop` pixels, mirrored half the time."""
+        crop = -(-crop // PAD_TO) * PAD_TO
+        for batch in positions:
+            windows = [self._window(position, crop, seed) for position in batch]
+            maps = zip(*(window[0] for window in windows), strict=True)
+            features = [torch.from_numpy(np.stack(arrays)).float() for arrays in maps]
+            yield features, torch.from_numpy(np.stack([window[1] for window in windows]))
+
+    def _window(self, position: Position, crop: int, seed: int) -> tuple[list[NDArray[np.float16]], NDArray[np.int64]]:
+        image = self._images[position.index]
+        rng = np.random.default_rng([seed, position.epoch, position.index])
+        height, width = (-(-n * LABEL_STRIDE // PAD_TO) * PAD_TO for n in image.labels.shape)
+        top, left = (PAD_TO * int(rng.integers(0, max(n - crop, 0) // PAD_TO + 1)) for n in (height, width))
+        mirror = rng.random() < 0.5
+        arrays = []
+        offset = image.offset
+        for shape, stride in zip(image.shapes, self._strides, strict=True):
+            array = self._numbers[offset : offset + int(np.prod(shape))].reshape(shape)
+            offset += array.size
+            if stride is not None:
+                array = _cut(array, top // stride, left // stride, crop // stride, 0)
+            arrays.append(array[..., ::-1] if mirror else array)
+        labels = _cut(image.labels, top // LABEL_STRIDE, left // LABEL_STRIDE, crop // LABEL_STRIDE, VOID)
+        return arrays, labels[:, ::-1] if mirror else labels
+
+
+def _write(file, arrays: list[NDArray[np.float16]], folder: Path) -> None:  # type: ignore[no-untyped-def]
+    try:
+        for array in arrays:
+            file.write(array.tobytes())
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the feature cache of --frozen could not be written ({error.strerror}); free some space, "
+            "choose another --workspace, or train without --frozen"
+        ) from error
+
+
+def _cut(array: NDArray, top: int, left: int, side: int, fill: float) -> NDArray:  # type: ignore[type-arg]
+    """Cut a square window from the last two axes, filled where it reaches beyond them."""
+    window = array[..., top : top + side, left : left + side]
+    if window.shape[-2:] == (side, side):
+        return window
+    out = np.full((*array.shape[:-2], side, side), fill, dtype=array.dtype)
+    out[..., : window.shape[-2], : window.shape[-1]] = window
+    return out

@@ -1,0 +1,634 @@
+"""The `zsseg` command: options, summaries, exit codes. The only module that prints.
+
+stdout carries the result, stderr everything else. Exit codes: 0, 1 for a ZssegError, 2 for usage, 130 when interrupted.
+Each command loads the module that does the work inside its body, so `zsseg --help` loads no heavy package.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperGroup
+
+from zsseg import __version__
+from zsseg.classes import UNSEEN_PRESETS
+from zsseg.config import (
+    VECTOR_FILES,
+    Device,
+    EmbedConfig,
+    EvalConfig,
+    FetchConfig,
+    LossName,
+    ModelName,
+    Normalize,
+    Partition,
+    Policy,
+    Precision,
+    PredictConfig,
+    SplitConfig,
+    TrainConfig,
+    Weighting,
+)
+from zsseg.errors import ArtifactError, SettingError, ZssegError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+T = TypeVar("T")
+INTERRUPTED = 130
+PIPED_WIDTH = 120  # columns of a table that goes to no terminal
+
+
+class _Commands(TyperGroup):
+    """The one place where exceptions become a line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        signal.signal(signal.SIGTERM, _as_interrupt)  # clean up after SIGTERM as after Ctrl-C
+        try:
+            return super().invoke(ctx)
+        except ZssegError as error:
+            _fail(str(error))
+        except KeyboardInterrupt:
+            _fail("interrupted; no artifact was changed", code=INTERRUPTED)
+        except MemoryError:
+            _fail("out of memory; try a smaller --batch, --crop or --max-side")
+        except BrokenPipeError:
+            sys.stdout = None  # the reader went away; leave nothing for the interpreter to flush
+            raise SystemExit(1) from None
+        except OSError as error:
+            _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+
+
+def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    raise KeyboardInterrupt
+
+
+def _fail(message: str, *, code: int = 1) -> None:
+    typer.echo(f"zsseg: error: {' '.join(message.split())}", err=True)
+    raise SystemExit(code)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Zero-shot semantic segmentation: label every pixel, also with classes no training pixel showed.\n\n"
+    "The commands in their order: fetch-data, embed-labels, make-split, train, eval, predict, visualize. Each reads "
+    "and writes HDF5 artifacts in the workspace (--workspace, by default the current folder).",
+)
+
+Workspace = Annotated[
+    Path, typer.Option(envvar="ZSSEG_WORKSPACE", help="Folder of the artifacts.", show_default="current folder")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+DataFile = Annotated[Path | None, typer.Option("--data", help="The data artifact.", show_default="WORKSPACE/data.h5")]
+LabelsFile = Annotated[
+    Path | None, typer.Option("--labels", help="The labels artifact.", show_default="WORKSPACE/labels.h5")
+]
+SplitFile = Annotated[
+    Path | None, typer.Option("--split", help="The split artifact.", show_default="WORKSPACE/split.h5")
+]
+ModelFile = Annotated[
+    Path | None, typer.Option("--model", help="The model artifact.", show_default="WORKSPACE/model.h5")
+]
+SeenBias = Annotated[
+    float, typer.Option(help="Subtract this from the score of every seen class (calibrated stacking).")
+]
+MaxSide = Annotated[
+    int, typer.Option(min=32, help="Pixels; the network sees larger photos at this long side, labels keep their size.")
+]
+PrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the network; auto: bfloat16 where the hardware multiplies matrices in it.")
+]
+DeviceOption = Annotated[Device, typer.Option(help="auto: the GPU where there is one.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"zsseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("fetch-data")
+def fetch_data(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="sample (built in, no download) | voc2012 | sbd | voc2012+sbd (10,582 training photos) | folder; "
+            "or word vectors: word2vec-google-news-300 | glove-6b.",
+        ),
+    ] = FetchConfig.source,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder: a VOC layout, or images/ + masks/ + classes.txt. Otherwise: where downloads are kept.",
+            show_default="the cache folder",
+        ),
+    ] = None,
+    archive: Annotated[
+        list[Path] | None, typer.Option(help="An archive downloaded elsewhere; may be given several times.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Keep this many images, evenly spread.", show_default="all")
+    ] = FetchConfig.limit,
+    val_fraction: Annotated[
+        float, typer.Option(min=0.0, max=0.9, help="folder without lists: the share of validation images.")
+    ] = FetchConfig.val_fraction,
+    seed: Annotated[int, typer.Option(help="Of sample, and of folder without lists.")] = FetchConfig.seed,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave broken images out and name them, instead of stopping.")
+    ] = FetchConfig.skip_bad,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/data.h5")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read a data set into data.h5, or download word vectors."""
+    from zsseg import fetch, tables
+
+    config = FetchConfig(source, limit, seed, val_fraction, skip_bad)
+    with _Bars(quiet) as bars:
+        if source in ("glove-6b", *VECTOR_FILES):
+            path = fetch.fetch_vectors(source, root=root, progress=bars)
+            _show(f"{path}: use it with `zsseg embed-labels --vectors`")
+            return
+        summary = fetch.fetch_data(
+            out or workspace / "data.h5",
+            config,
+            root=root,
+            archives=archive or (),
+            force=force,
+            progress=bars,
+        )
+    _show(tables.fetched(summary))
+
+
+@app.command("embed-labels")
+def embed_labels(
+    vectors: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|FILE",
+            help=f"glove-6b-50d (built in), {', '.join(VECTOR_FILES)}, or a word2vec (.txt, .bin, .bin.gz), GloVe or "
+            "fastText (.vec) file.",
+        ),
+    ] = EmbedConfig.vectors,
+    dim: Annotated[int, typer.Option(min=1, help="Dimensions of the joint space, by PCA.")] = EmbedConfig.dim,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="More word vectors of the same origin, only to fit the PCA on."),
+    ] = EmbedConfig.vocabulary,
+    fit_words: Annotated[
+        int, typer.Option(min=1, help="Fit the PCA on this many of the vectors' most frequent words.")
+    ] = EmbedConfig.fit_words,
+    center: Annotated[bool, typer.Option(help="Subtract the mean of those words.")] = EmbedConfig.center,
+    normalize: Annotated[
+        Normalize, typer.Option(help="unit: class vectors of length 1; none: as the PCA gives them.")
+    ] = EmbedConfig.normalize,
+    data: DataFile = None,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/labels.h5")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn the data's class names into class vectors, labels.h5."""
+    from zsseg import tables
+
+    config = EmbedConfig(vectors, dim, center, normalize, fit_words, vocabulary)
+    with _Bars(quiet):
+        summary = _embed(data or workspace / "data.h5", out or workspace / "labels.h5", config, force=force)
+    _show(tables.embedded(summary))
+
+
+@app.command("make-split")
+def make_split(
+    unseen: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="The unseen classes.", show_default="none")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"The unseen classes of a paper: {', '.join(UNSEEN_PRESETS)}.")
+    ] = SplitConfig.preset,
+    random: Annotated[
+        int | None, typer.Option(min=1, metavar="K", help="Draw K unseen classes by --seed.")
+    ] = SplitConfig.random,
+    seed: Annotated[int, typer.Option(help="Of --random.")] = SplitConfig.seed,
+    policy: Annotated[
+        Policy,
+        typer.Option(help="ignore: unseen pixels become void; drop: photos with an unseen pixel leave training."),
+    ] = SplitConfig.policy,
+    data: DataFile = None,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/split.h5")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Divide the classes into seen and unseen ones, split.h5."""
+    from zsseg import split, tables
+
+    config = SplitConfig(_listed(unseen), preset, random, seed, policy)
+    with _Bars(quiet) as bars:
+        summary = split.make_split(
+            data or workspace / "data.h5", out or workspace / "split.h5", config, force=force, progress=bars
+        )
+    _show(tables.split(summary))
+
+
+@app.command()
+def train(
+    ctx: typer.Context,
+    model: Annotated[
+        ModelName, typer.Option(help="lite0: EfficientNet-Lite0; fcn32s, fcn16s, fcn8s: VGG-16 FCN.")
+    ] = TrainConfig.model,
+    loss: Annotated[
+        LossName, typer.Option(help="mse: joint embedding; softmax: the baseline, over seen classes.")
+    ] = TrainConfig.loss,
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Embedding dims; makes labels.h5 where missing.", show_default="50")
+    ] = None,
+    unseen: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Unseen classes; makes split.h5 where missing.", show_default="none"),
+    ] = None,
+    frozen: Annotated[
+        bool, typer.Option("--frozen", help="Train only the head, on backbone features computed once.")
+    ] = TrainConfig.frozen,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = TrainConfig.epochs,
+    batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = TrainConfig.batch,
+    lr: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Learning rate of new layers.", show_default="3e-3 for lite0, 3e-4 for fcn*"),
+    ] = TrainConfig.lr,
+    backbone_lr: Annotated[
+        float, typer.Option(min=0.0, help="The backbone's rate, as a multiple of --lr.")
+    ] = TrainConfig.backbone_lr,
+    crop: Annotated[
+        int | None,
+        typer.Option(min=32, help="Side of the training crops, pixels.", show_default="320, or the images' size"),
+    ] = TrainConfig.crop,
+    weighting: Annotated[
+        Weighting, typer.Option(help="frequency: weigh classes by median / own pixel frequency.")
+    ] = TrainConfig.weighting,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|none",
+            help="Backbone weights (.pth, .safetensors with torchvision's or timm's names), or none: random.",
+            show_default="ImageNet",
+        ),
+    ] = TrainConfig.weights,
+    precision: PrecisionOption = TrainConfig.precision,
+    device: DeviceOption = TrainConfig.device,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = TrainConfig.workers,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = TrainConfig.seed,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0.0, help="Minutes between writings of the unfinished model.")
+    ] = TrainConfig.checkpoint_every,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished model.")] = False,
+    data: DataFile = None,
+    labels: LabelsFile = None,
+    split: SplitFile = None,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/model.h5")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a visual model towards the class vectors, model.h5. Ctrl-C keeps what was trained so far."""
+    from zsseg import artifacts, tables
+    from zsseg import train as training
+
+    files = _Files(workspace, data, labels, split, out or workspace / "model.h5")
+    artifacts.check_output(files.out, force=force or resume)
+    config = TrainConfig(
+        model, loss, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
+        precision, device, workers, seed, checkpoint_every,
+    )  # fmt: skip
+    if resume:
+        given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
+        config = replace(training.recorded_config(files.out), **given)
+    with _Bars(quiet) as bars:
+        label_file = None if config.loss == "softmax" else _need_labels(files, dim)
+        _need_split(files, unseen, bars)
+        summary = training.train(
+            files.data, files.split, label_file, files.out, config, force=force, resume=resume, progress=bars
+        )
+    _show(tables.trained(summary))
+    if not summary.finished:
+        _fail(f"interrupted; what was trained is in {files.out}, go on with `{_resume_line()}`", code=INTERRUPTED)
+
+
+@app.command("eval")
+def evaluate(
+    partition: Annotated[Partition, typer.Option(help="Which photos of the data.")] = EvalConfig.partition,
+    seen_bias: SeenBias = EvalConfig.seen_bias,
+    min_images: Annotated[
+        int, typer.Option(min=0, help="Leave classes that occur in fewer photos out of the means, and name them.")
+    ] = EvalConfig.min_images,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Also write the scores as JSON; - for stdout.")
+    ] = None,
+    max_side: MaxSide = EvalConfig.max_side,
+    precision: PrecisionOption = EvalConfig.precision,
+    device: DeviceOption = EvalConfig.device,
+    model: ModelFile = None,
+    data: DataFile = None,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/scores.h5")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score a model on labelled photos, scores.h5: seen, unseen, and their harmonic mean."""
+    from zsseg import evaluate as evaluation
+    from zsseg import tables
+
+    if json_file not in (None, "-"):
+        _check_json(Path(json_file), force=force)
+    config = EvalConfig(partition, seen_bias, min_images, max_side, precision, device)
+    with _Bars(quiet) as bars:
+        summary = evaluation.evaluate(
+            model or workspace / "model.h5",
+            data or workspace / "data.h5",
+            out or workspace / "scores.h5",
+            config,
+            force=force,
+            progress=bars,
+        )
+    text = json.dumps(evaluation.as_json(summary), indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    if json_file is not None:
+        Path(json_file).write_text(text + "\n")
+    _show(tables.evaluated(summary))
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Photos, or folders of photos.")],
+    seen_bias: SeenBias = PredictConfig.seen_bias,
+    max_side: MaxSide = PredictConfig.max_side,
+    precision: PrecisionOption = PredictConfig.precision,
+    device: DeviceOption = PredictConfig.device,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave unreadable files out and name them, instead of stopping.")
+    ] = PredictConfig.skip_bad,
+    model: ModelFile = None,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/predictions.h5")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/predictions")
+    ] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Label the pixels of photos: predictions.h5, and for each photo a label map and an overlay."""
+    from zsseg import predict as prediction
+    from zsseg import tables
+
+    config = PredictConfig(seen_bias, max_side, precision, device, skip_bad)
+    with _Bars(quiet) as bars:
+        summary = prediction.predict(
+            images,
+            model or workspace / "model.h5",
+            out or workspace / "predictions.h5",
+            pictures or workspace / "predictions",
+            config,
+            force=force,
+            progress=bars,
+        )
+    _show(tables.predicted(summary))
+
+
+@app.command()
+def visualize(
+    artifact: Annotated[Path, typer.Argument(help="data.h5, labels.h5, model.h5, scores.h5 or predictions.h5.")],
+    data: DataFile = None,
+    split: SplitFile = None,
+    limit: Annotated[int, typer.Option(min=1, help="Photos to show at most.")] = 12,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/pictures")] = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw an artifact as PNG pictures."""
+    from zsseg import visualize as drawing
+
+    with _Bars(quiet) as bars:
+        paths = drawing.visualize(
+            artifact,
+            out or workspace / "pictures",
+            data=data or _existing(workspace / "data.h5"),
+            split=split or _existing(workspace / "split.h5"),
+            limit=limit,
+            force=force,
+            progress=bars,
+        )
+    for path in paths:
+        _show(str(path))
+
+
+class _Files:
+    """The artifacts that `train` reads and writes."""
+
+    def __init__(self, workspace: Path, data: Path | None, labels: Path | None, split: Path | None, out: Path) -> None:
+        self.data = data or workspace / "data.h5"
+        self.labels = labels or workspace / "labels.h5"
+        self.split = split or workspace / "split.h5"
+        self.out = out
+
+
+def _embed(data: Path, out: Path, config: EmbedConfig, *, force: bool) -> Any:
+    from zsseg import embed
+    from zsseg.artifacts import check_output, open_artifact
+
+    check_output(out, force=force)
+    with open_artifact(data, "data", verify=False) as images:
+        names = images.strings("names")
+    return embed.embed_labels(names, out, config, force=force)
+
+
+def _need_labels(files: _Files, dim: int | None) -> Path:
+    """Return labels.h5, made from --dim where it is missing; where it exists it must agree."""
+    from zsseg.artifacts import open_artifact
+
+    if not files.labels.exists():
+        config = EmbedConfig(dim=dim or EmbedConfig.dim)
+        logging.getLogger(__name__).info("%s is missing: made with --dim %d", files.labels, config.dim)
+        _embed(files.data, files.labels, config, force=False)
+        return files.labels
+    with open_artifact(files.labels, "labels") as labels:
+        found = labels.array("vectors").shape[1]
+    if dim is not None and dim != found:
+        raise SettingError(
+            f"{files.labels}: holds vectors of {found} dims, --dim says {dim}; leave --dim out, or make it again with "
+            f"`zsseg embed-labels --dim {dim} --force`"
+        )
+    return files.labels
+
+
+def _need_split(files: _Files, unseen: str | None, bars: _Bars) -> None:
+    """Make split.h5 from --unseen where it is missing; where it exists it must agree."""
+    from zsseg import split
+    from zsseg.artifacts import open_artifact
+
+    config = SplitConfig(unseen=_listed(unseen))
+    if not files.split.exists():
+        logging.getLogger(__name__).info("%s is missing: made with --unseen %s", files.split, unseen or "'' (none)")
+        split.make_split(files.data, files.split, config, progress=bars)
+        return
+    with open_artifact(files.split, "split") as parts:
+        names, found = parts.strings("names"), sorted(parts.array("unseen").tolist())
+    if unseen is not None and split.choose_unseen(names, config) != found:
+        held_out = ",".join(names[index] for index in found) or "no class"
+        raise SettingError(
+            f"{files.split}: holds out {held_out}, --unseen says {unseen}; leave --unseen out, or make it again with "
+            f"`zsseg make-split --unseen {unseen} --force`"
+        )
+
+
+def _listed(names: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (names or "").split(",") if name.strip())
+
+
+def _is_given(ctx: typer.Context, key: str) -> bool:
+    source = ctx.get_parameter_source(key)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def _resume_line() -> str:
+    words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
+    return " ".join(["zsseg", *words, "--resume"])
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _check_json(path: Path, *, force: bool) -> None:
+    if path.exists() and not force:
+        raise ArtifactError(f"{path}: exists already; add --force to replace it, or choose another with --json")
+    if not os.access(path.parent, os.W_OK):
+        raise ArtifactError(f"{path.parent}: cannot write in this folder; choose another with --json")
+
+
+def _show(result: RenderableType) -> None:
+    _console(stderr=False).print(result, highlight=False, soft_wrap=isinstance(result, str))
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
+
+
+class _Notes(logging.Handler):
+    """Shows what the library logs, above a running bar."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(f"zsseg: {record.getMessage()}", style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+class _Bars:
+    """Progress bars and notes on stderr: bars on a terminal only, nothing at all when quiet."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = _console(stderr=True)
+        self._notes = _Notes(self._console)
+        self._bars: Any = None
+
+    def __enter__(self) -> _Bars:
+        logger = logging.getLogger("zsseg")
+        if not self._quiet:
+            logger.setLevel(logging.INFO)
+            logger.addHandler(self._notes)
+            if self._console.is_terminal:
+                self._bars = _bars(self._console)
+                self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        logging.getLogger("zsseg").removeHandler(self._notes)
+
+    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield the items beside a bar."""
+        if self._bars is None:
+            yield from items
+            return
+        task = self._bars.add_task(description, total=total, text="")
+        for item in items:
+            yield item
+            self._bars.advance(task)
+        self._bars.remove_task(task)
+
+    def status(self, text: str) -> None:
+        """Show a text beside the newest bar."""
+        if self._bars is not None and self._bars.task_ids:
+            self._bars.update(self._bars.task_ids[-1], text=text)
+
+
+def _bars(console: Console) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    class Rate(TextColumn):
+        def render(self, task: Any) -> Any:
+            return super().render(task) if task.speed is None else _text(f"{task.speed:.1f}/s")
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(""),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+        transient=True,
+    )
+
+
+def _text(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,81 @@
+"""A timm backbone with a light head at stride 8: `lite0`, the default model.
+
+The head joins the backbone's maps at stride 16 with its image-level mean (global context, as in
+Howard et al., "Searching for MobileNetV3", ICCV 2019, LR-ASPP, and Liu et al., "ParseNet", 2015), widens
+their view with a depthwise convolution, and sharpens borders with the map at stride 8. Two measured choices: the
+backbone's maps are normalised over channels (their scale, about 8, otherwise starts a joint embedding at a loss of
+80 and kills its ReLUs), and the last layer starts from 0, so that every loss starts at its constant guess.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg.models.net import SegmentationNet
+
+WIDTH = 256
+SKIP_WIDTH = 128
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer normalisation over the channels of every cell, (N, K, h, w) -> the same, whatever the size."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Normalise."""
+        return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class EncoderNet(SegmentationNet):
+    """Any timm backbone with feature maps at stride 8 and 16.
+
+    Args:
+        backbone: timm's name of it.
+        dim: Output channels.
+    """
+
+    stride = 8
+    feature_strides = (8, 16, None)
+    mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    fresh = ("norm", "project", "context", "widen", "mix", "skip", "refine", "out")
+
+    def __init__(self, backbone: str, dim: int) -> None:
+        import timm
+
+        super().__init__()
+        self.backbone = timm.create_model(backbone, features_only=True, output_stride=16)
+        *_, fine, middle, deep = self.backbone.feature_info.channels()
+        self.norm_fine = ChannelNorm(fine)
+        self.norm_coarse = ChannelNorm(middle + deep)
+        self.norm_context = ChannelNorm(deep)
+        self.project = nn.Conv2d(middle + deep, WIDTH, 1)
+        self.context = nn.Conv2d(deep, WIDTH, 1)
+        self.widen = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        self.mix = nn.Conv2d(WIDTH, WIDTH, 1)
+        self.refine = nn.Conv2d(WIDTH, SKIP_WIDTH, 1)
+        self.skip = nn.Conv2d(fine, SKIP_WIDTH, 1)
+        self.out = nn.Conv2d(SKIP_WIDTH, dim, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.get_parameter("bias"))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return maps at stride 8, at stride 16, and the image-level mean, (N, K, 1, 1)."""
+        *_, fine, middle, deep = self.backbone(images)
+        return [fine, torch.cat([middle, deep], dim=1), deep.mean(dim=(2, 3), keepdim=True)]
+
+    def head(self, features: list[Tensor]) -> Tensor:
+        """Map the features to outputs at stride 8."""
+        fine, coarse, mean = features
+        hidden = F.relu(self.project(self.norm_coarse(coarse)) + self.context(self.norm_context(mean)))
+        hidden = F.relu(hidden + self.mix(self.widen(hidden)))
+        upsampled = F.interpolate(self.refine(hidden), scale_factor=2, mode="bilinear", align_corners=False)
+        outputs: Tensor = self.out(F.relu(upsampled + self.skip(self.norm_fine(fine))))
+        return outputs
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """Return the timm backbone."""
+        return [self.backbone]

@@ -1,0 +1,84 @@
+"""VGG-16 fully convolutional networks FCN-32s, FCN-16s and FCN-8s, for embeddings of any dimension.
+
+Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015. Two things differ
+from the well-known pytorch-fcn, neither in what is computed at the centre of an image:
+upsampling is bilinear instead of a D × D transposed convolution, whose cost is quadratic in the embedding
+dims although its off-diagonal weights are 0 when it starts; and fc6 pads by 3 instead of
+padding the image by 100, which more than doubled the pixels of a photo.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from zsseg.models.net import SegmentationNet
+
+# Output channels of VGG-16's convolutions, "M" = max pooling (Simonyan and Zisserman, ICLR 2015, configuration D).
+VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
+POOL3, POOL4 = 17, 24  # index in `trunk` just after the third and the fourth pooling
+
+
+class FCN(SegmentationNet):
+    """FCN on VGG-16; the names inside `trunk` are those of torchvision's `vgg16().features`.
+
+    Args:
+        stride: 32, 16 or 8: of the finest map that is scored.
+        dim: Output channels.
+    """
+
+    mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
+    std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+
+    def __init__(self, stride: Literal[32, 16, 8], dim: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.feature_strides = {32: (32,), 16: (16, 32), 8: (8, 16, 32)}[stride]
+        self.fresh = ("score", "fc6", "fc7")
+        self.trunk = _trunk()
+        self.fc6 = nn.Conv2d(512, 4096, 7, padding=3)
+        self.fc7 = nn.Conv2d(4096, 4096, 1)
+        self.dropout = nn.Dropout2d(0.5)
+        self.score = nn.Conv2d(4096, dim, 1)
+        self.score_pool4 = nn.Conv2d(512, dim, 1) if stride <= 16 else None
+        self.score_pool3 = nn.Conv2d(256, dim, 1) if stride <= 8 else None
+        for layer in (self.score, self.score_pool4, self.score_pool3):
+            if layer is not None:  # start from an output of 0, as FCN does
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.get_parameter("bias"))
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return pool3 (FCN-8s), pool4 (FCN-16s and 8s) and pool5."""
+        pool3 = self.trunk[:POOL3](images)
+        pool4 = self.trunk[POOL3:POOL4](pool3)
+        pool5 = self.trunk[POOL4:](pool4)
+        return {32: [pool5], 16: [pool4, pool5], 8: [pool3, pool4, pool5]}[self.stride]
+
+    def head(self, features: list[Tensor]) -> Tensor:
+        """Score pool5 through fc6 and fc7, then add the scores of the finer maps on the way up."""
+        *finer, pool5 = features
+        hidden = self.dropout(F.relu(self.fc6(pool5)))
+        hidden = self.dropout(F.relu(self.fc7(hidden)))
+        outputs: Tensor = self.score(hidden)
+        skips = [layer for layer in (self.score_pool3, self.score_pool4) if layer is not None]
+        for layer, pool in zip(reversed(skips), reversed(finer), strict=True):
+            outputs = F.interpolate(outputs, scale_factor=2, mode="bilinear", align_corners=False) + layer(pool)
+        return outputs
+
+    def backbone_modules(self) -> list[nn.Module]:
+        """Return VGG-16's convolutions."""
+        return [self.trunk]
+
+
+def _trunk() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for item in VGG16:
+        if item == "M":
+            layers.append(nn.MaxPool2d(2))
+        else:
+            layers += [nn.Conv2d(channels, int(item), 3, padding=1), nn.ReLU(inplace=True)]
+            channels = int(item)
+    return nn.Sequential(*layers)

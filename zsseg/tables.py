@@ -1,0 +1,178 @@
+"""Summaries of the commands as rich tables and lines; `cli.py` prints them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # the summaries only; their modules load torch
+    from zsseg.embed import EmbedSummary
+    from zsseg.evaluate import EvalSummary
+    from zsseg.fetch import FetchSummary
+    from zsseg.metrics import Scores
+    from zsseg.predict import PredictSummary
+    from zsseg.split import SplitSummary
+    from zsseg.train import TrainSummary
+
+SHOWN_SKIPPED = 10
+SHOWN_PREDICTIONS = 20
+
+
+def fetched(summary: FetchSummary) -> RenderableType:
+    """Return what fetch-data wrote."""
+    lines: list[RenderableType] = [
+        Text(
+            f"{summary.path}: {summary.train} training and {summary.val} validation images, "
+            f"{len(summary.names)} classes"
+        )
+    ]
+    if summary.unlabelled:
+        lines.append(Text(f"{summary.unlabelled} of them have no label map"))
+    return Group(*lines, *_skipped(summary.skipped))
+
+
+def embedded(summary: EmbedSummary) -> RenderableType:
+    """Return each class's words and nearest classes."""
+    table = _table("class", "words", "nearest classes (cosine)")
+    for name, words, nearest in zip(summary.names, summary.words, summary.nearest, strict=True):
+        table.add_row(
+            escape(name), escape(words), escape(", ".join(f"{other} {cosine:.2f}" for other, cosine in nearest))
+        )
+    line = (
+        f"{summary.path}: {len(summary.names)} class vectors of {summary.dim} dims from {summary.source}; "
+        f"PCA of {summary.population} keeps {summary.explained:.0%} of their variance"
+    )
+    return Group(table, Text(line))
+
+
+def split(summary: SplitSummary) -> RenderableType:
+    """Return what remains of each class."""
+    table = _table("class", "", right=("train images", "train pixels", "hidden pixels"))
+    for name, images, pixels, hidden in zip(summary.names, summary.images, summary.pixels, summary.hidden, strict=True):
+        mark = "unseen" if name in summary.unseen else ""
+        table.add_row(escape(name), mark, f"{images:,}", f"{pixels:,}", f"{hidden:,}", style="yellow" if mark else None)
+    line = (
+        f"{summary.path}: {len(summary.seen)} seen and {len(summary.unseen)} unseen classes; policy {summary.policy} "
+        f"keeps {summary.train_after:,} of {summary.train_before:,} training images; {summary.val:,} validation images"
+    )
+    lines = [Text(line)]
+    if summary.train_empty:
+        lines.append(Text(f"{summary.train_empty:,} training images show no seen class"))
+    return Group(table, *lines)
+
+
+def trained(summary: TrainSummary) -> RenderableType:
+    """Return how the loss fell."""
+    settings = summary.settings
+    kind = f"{settings['model']} with {settings['loss']} loss" + (", frozen backbone" if settings["frozen"] else "")
+    line = (
+        f"{summary.path}: {kind}, {summary.steps:,} of {summary.total_steps:,} steps; "
+        f"loss {summary.first_loss:.3f} → {summary.last_loss:.3f}"
+    )
+    if not math.isnan(summary.val_seen_miou):
+        line += f"; mIoU of seen classes on a few validation images {summary.val_seen_miou:.3f}"
+    backbone = Text(f"backbone weights: {summary.pretrained}", style="dim")
+    return Group(Text(line), backbone)
+
+
+def evaluated(summary: EvalSummary) -> RenderableType:
+    """Return the per-class table and the means."""
+    parts: list[RenderableType] = [_per_class(summary), _means(summary)]
+    left_out = [summary.names[index] for index in summary.generalized.left_out]
+    if left_out:
+        parts.append(
+            Text(f"left out of the means, in fewer than {summary.config.min_images} photos: {', '.join(left_out)}")
+        )
+    bias = f", seen bias {summary.config.seen_bias:g}" if summary.config.seen_bias else ""
+    parts.append(Text(f"{summary.path}: {summary.images} photos at native resolution{bias}"))
+    return Group(*parts)
+
+
+def predicted(summary: PredictSummary) -> RenderableType:
+    """Return the classes found in each photo."""
+    table = _table("photo", "classes (share of pixels)")
+    for name, shares in list(zip(summary.ids, summary.shares, strict=True))[:SHOWN_PREDICTIONS]:
+        found = ", ".join(f"{_starred(summary.names, summary.unseen, index)} {share:.1%}" for index, share in shares)
+        table.add_row(escape(name), escape(found))
+    lines = [Text(f"{summary.path}: {len(summary.ids)} photos; pictures in {summary.pictures}")]
+    if len(summary.ids) > SHOWN_PREDICTIONS:
+        lines.insert(0, Text(f"… and {len(summary.ids) - SHOWN_PREDICTIONS} more"))
+    if any(index in summary.unseen for shares in summary.shares for index, _ in shares):
+        lines.append(Text("* unseen in training", style="dim"))
+    return Group(table, *lines, *_skipped(summary.skipped))
+
+
+def _per_class(summary: EvalSummary) -> Table:
+    table = _table("class", "", right=("IoU", "accuracy", "photos", "IoU, vanilla"))
+    rows = zip(
+        summary.names,
+        summary.generalized.iou,
+        summary.generalized.accuracy,
+        summary.images_per_class,
+        summary.vanilla.iou,
+        strict=True,
+    )
+    for index, (name, iou, accuracy, photos, vanilla) in enumerate(rows):
+        if math.isnan(iou):
+            continue
+        mark = "unseen" if index in summary.unseen else ""
+        cells = (_score(iou), _score(accuracy), f"{photos:,}", _score(vanilla))
+        table.add_row(escape(name), mark, *cells, style="yellow" if mark else None)
+    return table
+
+
+def _means(summary: EvalSummary) -> Table:
+    table = _table("", right=("generalized", "vanilla"))
+    rows = [
+        ("pixel accuracy", "pixel_accuracy"),
+        ("mean accuracy", "mean_accuracy"),
+        ("mIoU", "miou"),
+        ("frequency-weighted IoU", "frequency_weighted_iou"),
+    ]
+    if summary.unseen:
+        rows += [
+            ("mIoU, seen classes", "seen_miou"),
+            ("mIoU, unseen classes", "unseen_miou"),
+            ("harmonic mIoU", "harmonic_miou"),
+        ]
+    for label, key in rows:
+        table.add_row(label, _value(summary.generalized, key), _value(summary.vanilla, key))
+    return table
+
+
+def _value(scores: Scores, key: str) -> str:
+    return _score(getattr(scores, key))
+
+
+def _score(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.3f}"
+
+
+def _starred(names: Sequence[str], unseen: Iterable[int], index: int) -> str:
+    return names[index] + ("*" if index in unseen else "")
+
+
+def _skipped(skipped: Sequence[tuple[str, str]]) -> list[Text]:
+    if not skipped:
+        return []
+    lines = [Text(f"{len(skipped)} left out:", style="yellow")]
+    lines += [Text(f"  {name}: {reason}") for name, reason in skipped[:SHOWN_SKIPPED]]
+    if len(skipped) > SHOWN_SKIPPED:
+        lines.append(Text(f"  … and {len(skipped) - SHOWN_SKIPPED} more"))
+    return lines
+
+
+def _table(*left: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in left:
+        table.add_column(name, overflow="fold")
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
