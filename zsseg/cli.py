@@ -385,7 +385,10 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|DIR...", help="Photos, or folders of photos.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|DIR...", help="Photos, folders of photos, or a data.h5: its val photos."),
+    ],
     seen_bias: SeenBias = PredictConfig.seen_bias,
     max_side: MaxSide = PredictConfig.max_side,
     precision: PrecisionOption = PredictConfig.precision,

@@ -1,13 +1,15 @@
 """`zsseg predict`: label the pixels of photos, and write predictions.h5 and two pictures a photo.
 
-For a photo `cat.jpg` the pictures are `cat.png`, the palette PNG of class ids at the photo's own size, and
+A data artifact stands for its validation
+photos. For a photo `cat.jpg` the pictures are `cat.png`, the palette PNG of class ids at the photo's own size, and
 `cat_overlay.png`, the classes' colours over the photo with a legend.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from zsseg.artifacts import Writer, check_output, create
+from zsseg.artifacts import Artifact, Writer, check_output, create, open_artifact
 from zsseg.config import PredictConfig
 from zsseg.errors import ArtifactError, DataError
 from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map
@@ -24,6 +26,15 @@ from zsseg.pictures import legend_overlay
 from zsseg.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Photo:
+    """A photo to predict: a file, or one of a data artifact's."""
+
+    source: str
+    file: Path | None
+    read: Callable[[], UInt8]
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,8 @@ def predict(
     """Label the pixels of files and of the image files in folders.
 
     Args:
-        images: Files and folders; a folder stands for its image files, sorted, without its subfolders.
+        images: Image files, folders and data artifacts; a folder stands for its image files, sorted, without its
+            subfolders, a data artifact for its validation photos.
         model: model.h5.
         out: predictions.h5.
         pictures: Folder of the pictures; made where missing.
@@ -69,66 +81,82 @@ def predict(
         DataError: A file is missing or is no image, unless `config.skip_bad`; or none is left.
         ArtifactError: The model cannot be used, or an output is refused.
     """
-    files = _expand(images)
     check_output(out, force=force)
-    _check_pictures(files, pictures, force=force)
-    loaded = load_model(model, device=config.device, precision=config.precision)
-    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
-    params = {**settings, "precision": loaded.precision}
-    shares, skipped, done = [], [], []
-    with create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer:
-        for name, file in progress.track(files.items(), "predicting", len(files)):
-            try:
-                image = decode_image(file, str(file))
-            except DataError as error:
-                if not config.skip_bad:
-                    raise DataError(f"{error}; leave such files out with --skip-bad") from error
-                skipped.append((file.name, str(error)))
-                continue
-            found = predict_grid(
-                loaded, score_image(loaded, image, max_side=config.max_side), seen_bias=config.seen_bias
-            )
-            _write_pictures(pictures, name, image, found, loaded)
-            _append(writer, name, file, found)
-            shares.append(_shares(found.areas))
-            done.append(name)
-        if not done:
-            raise DataError(f"none of the {len(files)} files is a readable image (first: {skipped[0][1]})")
-        writer.put("names", loaded.names)
-    return PredictSummary(out, pictures, loaded.names, loaded.unseen, tuple(done), tuple(shares), tuple(skipped))
+    with ExitStack() as opened:
+        photos = _named(photo for path in images for photo in _expand(path, opened))
+        _check_pictures(photos, pictures, force=force)
+        loaded = load_model(model, device=config.device, precision=config.precision)
+        settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
+        params = {**settings, "precision": loaded.precision}
+        shares, skipped = {}, []
+        with create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer:
+            for name, photo in progress.track(photos.items(), "predicting", len(photos)):
+                try:
+                    image = photo.read()
+                except DataError as error:
+                    if not config.skip_bad:
+                        raise DataError(f"{error}; leave such files out with --skip-bad") from error
+                    skipped.append((photo.source, str(error)))
+                    continue
+                grid = score_image(loaded, image, max_side=config.max_side)
+                found = predict_grid(loaded, grid, seen_bias=config.seen_bias)
+                _write_pictures(pictures, name, image, found, loaded)
+                _append(writer, name, photo.source, found)
+                shares[name] = _shares(found.areas)
+            if not shares:
+                raise DataError(f"none of the {len(photos)} files is a readable image (first: {skipped[0][1]})")
+            writer.put("names", loaded.names)
+    found_in = tuple(shares.values())
+    return PredictSummary(out, pictures, loaded.names, loaded.unseen, tuple(shares), found_in, tuple(skipped))
 
 
-def _expand(images: Sequence[Path]) -> dict[str, Path]:
-    """Return the files by a unique id: the file's name without suffix, with a number where two share it."""
-    files: list[Path] = []
-    for path in images:
-        if path.is_dir():
-            inside = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise DataError(f"{path}: this folder holds no image file ({', '.join(IMAGE_SUFFIXES)})")
-            files += inside
-        elif path.exists():
-            files.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder")
-    named: dict[str, Path] = {}
-    for file in files:
-        name, number = file.stem, 2
+def _expand(path: Path, opened: ExitStack) -> Iterator[tuple[str, _Photo]]:
+    """Yield the photos that one argument stands for, with the id that each would like."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise DataError(f"{path}: this folder holds no image file ({', '.join(IMAGE_SUFFIXES)})")
+        for file in files:
+            yield file.stem, _from_file(file)
+    elif not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    elif path.suffix == ".h5":
+        data = opened.enter_context(open_artifact(path, "data"))
+        ids = data.strings("ids")
+        for index in data.array("val").tolist():
+            yield ids[index], _from_data(data, ids[index], index)
+    else:
+        yield path.stem, _from_file(path)
+
+
+def _from_file(file: Path) -> _Photo:
+    return _Photo(file.name, file, lambda: decode_image(file, str(file)))
+
+
+def _from_data(data: Artifact, name: str, index: int) -> _Photo:
+    return _Photo(name, None, lambda: decode_image(data.bytes_at("images", index), name))
+
+
+def _named(photos: Iterator[tuple[str, _Photo]]) -> dict[str, _Photo]:
+    """Return the photos by a unique id: the one each would like, with a number where two share it."""
+    named: dict[str, _Photo] = {}
+    for wanted, photo in photos:
+        name, number = wanted, 2
         while name in named:
-            name, number = f"{file.stem}-{number}", number + 1
-        named[name] = file
+            name, number = f"{wanted}-{number}", number + 1
+        named[name] = photo
     return named
 
 
-def _check_pictures(files: dict[str, Path], pictures: Path, *, force: bool) -> None:
+def _check_pictures(photos: dict[str, _Photo], pictures: Path, *, force: bool) -> None:
     try:
         pictures.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(
             f"{pictures}: cannot make this folder ({error.strerror}); name another with --pictures"
         ) from error
-    taken = {file.resolve() for file in files.values()}
-    for target in (target for name in files for target in _targets(pictures, name)):
+    taken = {photo.file.resolve() for photo in photos.values() if photo.file is not None}
+    for target in (target for name in photos for target in _targets(pictures, name)):
         if target.resolve() in taken:
             raise ArtifactError(f"{target}: a picture would overwrite this photo; name another folder with --pictures")
         if target.exists() and not force:
@@ -148,9 +176,9 @@ def _write_pictures(pictures: Path, name: str, image: UInt8, found: Prediction, 
     Image.fromarray(drawn).save(overlay)
 
 
-def _append(writer: Writer, name: str, file: Path, found: Prediction) -> None:
+def _append(writer: Writer, name: str, source: str, found: Prediction) -> None:
     writer.append("ids", name)
-    writer.append("sources", file.name)
+    writer.append("sources", source)
     writer.append("label_maps", encode_label_map(found.label_map))
     writer.append("areas", found.areas)
     writer.append("mean_scores", found.mean_scores)

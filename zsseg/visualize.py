@@ -347,6 +347,8 @@ def _confusion(source: Artifact, unseen: Collection[int]) -> UInt8:
 
 def _class_bars(names: Sequence[str], result: Scores, unseen: Collection[int]) -> UInt8:
     """Draw the IoU of each class, best first, with the means of seen and unseen classes."""
+    from matplotlib.patches import Patch
+
     order = [int(index) for index in np.argsort(-result.iou, kind="stable") if np.isfinite(result.iou[index])]
     pitch, type_size = _row_pitch(len(order))
     figure = _figure(8, 1.5 + pitch * max(len(order), 3))
@@ -358,7 +360,7 @@ def _class_bars(names: Sequence[str], result: Scores, unseen: Collection[int]) -
             for mean, shade, group in ((result.seen_miou, SEEN, "seen"), (result.unseen_miou, UNSEEN, "unseen"))
             if np.isfinite(mean)]  # fmt: skip
     if FAINT in shades:
-        keys.append(axes.barh([], [], color=FAINT, label="too few photos, in no mean"))
+        keys.append(Patch(color=FAINT, label="too few photos, left out of the means"))
     if keys:
         figure.legend(handles=keys, loc="outside upper left", ncols=len(keys))
     _name_axis(axes.yaxis, [names[index] for index in order], [index in unseen for index in order], type_size)
