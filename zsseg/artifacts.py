@@ -3,13 +3,16 @@
 An artifact is written under a temporary sibling name, its root attributes last, and then renamed, so that a
 killed command leaves the old file whole and no half file under the final name. Every artifact carries
 `kind`, `schema`, `zsseg`, `params` (JSON), `inputs` (JSON, kind -> digest) and `digest`: SHA-256 over all the
-others and over every field in schema order. Nothing in a file is ever executed or unpickled.
+others and over every field in schema order. Nothing in a file is ever executed or unpickled, and a file that was
+crafted to confuse is refused like a damaged one: no link, filter, virtual or undeclared size is followed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,14 +32,50 @@ MADE_BY: dict[str, str] = {
     "data": "fetch-data", "labels": "embed-labels", "split": "make-split",
     "model": "train", "scores": "eval", "predictions": "predict",
 }  # fmt: skip
+_H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError)
+
+
+class _Disk(io.FileIO):
+    """A file that keeps what a write raises for `check`, and from then on takes and drops all that comes.
+
+    HDF5 cannot close a file that it cannot write to: after an error of its own driver (a full disk) it prints
+    tracebacks, keeps the file open and crashes the process at its exit.
+    """
+
+    error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of the data, or note why not."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while len(rest) and self.error is None:
+                rest = rest[super().write(rest) :]
+        except BaseException as error:  # an interrupt, too, would leave HDF5 in the middle of a write
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the length of the file, or note why not."""
+        try:
+            return super().truncate(size)
+        except BaseException as error:
+            self.error = self.error or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise what was noted."""
+        if self.error is not None:
+            raise self.error
 
 
 class Writer:
     """Collects the fields of one artifact; made by `create`."""
 
-    def __init__(self, file: h5py.File, kind: Kind) -> None:
+    def __init__(self, file: h5py.File, kind: Kind, disk: _Disk) -> None:
         self._file = file
         self._kind = kind
+        self._disk = disk
 
     def put(self, name: str, values: Any) -> None:
         """Write a whole field: an array, a sequence of str or bytes, or a mapping of arrays."""
@@ -51,6 +90,7 @@ class Writer:
                 self._file[name][index] = _row(value, field)
         else:
             self._file.create_dataset(name, data=np.asarray(values, dtype=field.dtype))
+        self._disk.check()
 
     def append(self, name: str, value: str | bytes | NDArray[Any]) -> None:
         """Add one row to a field, so that a long artifact need not fit in memory."""
@@ -60,6 +100,7 @@ class Writer:
         rows = self._file[name]
         rows.resize(rows.shape[0] + 1, axis=0)
         rows[-1] = _row(value, field)
+        self._disk.check()
 
     def _rows(self, name: str, field: Field, tail: tuple[int, ...] = ()) -> Any:
         return self._file.create_dataset(
@@ -68,15 +109,18 @@ class Writer:
 
 
 class Artifact:
-    """An opened artifact: fields by name, settings and inputs as dictionaries. Made by `open_artifact`."""
+    """An opened artifact: fields by name, settings and inputs as dictionaries. Made by `open_artifact`.
 
-    def __init__(self, file: h5py.File, path: Path, kind: Kind) -> None:
+    Every reader raises ArtifactError where the file turns out to be damaged.
+    """
+
+    def __init__(self, file: h5py.File, path: Path, kind: Kind, header: Mapping[str, Any]) -> None:
         self._file = file
         self.path = path
         self.kind = kind
-        self.digest: str = file.attrs["digest"]
-        self.params: dict[str, Any] = json.loads(file.attrs["params"])
-        self.inputs: dict[str, str] = json.loads(file.attrs["inputs"])
+        self.digest: str = header["digest"]
+        self.params: dict[str, Any] = header["params"]
+        self.inputs: dict[str, str] = header["inputs"]
 
     def __contains__(self, name: str) -> bool:
         return name in self._file
@@ -93,19 +137,23 @@ class Artifact:
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a whole numeric field."""
-        return np.asarray(self._file[name][()])
+        with _reading(self.path, self.kind):
+            return np.asarray(self._file[name][()])
 
     def strings(self, name: str) -> list[str]:
         """Return a whole "str" field."""
-        return [str(value) for value in self._file[name].asstr()[()]]
+        with _reading(self.path, self.kind):
+            return [str(value) for value in self._file[name].asstr()[()]]
 
     def bytes_at(self, name: str, index: int) -> bytes:
         """Return one row of a "bytes" field."""
-        return bytes(self._file[name][index].tobytes())
+        with _reading(self.path, self.kind):
+            return bytes(self._file[name][index].tobytes())
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return an "arrays" field as a dictionary."""
-        return {key: np.asarray(value[()]) for key, value in self._file[name].items()}
+        with _reading(self.path, self.kind):
+            return {key: np.asarray(value[()]) for key, value in self._file[name].items()}
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -148,21 +196,47 @@ def create(
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with h5py.File(temporary, "w") as file:
-            yield Writer(file, kind)
-            _check_fields(file, kind, path)
-            file.attrs["kind"] = kind
-            file.attrs["schema"] = SCHEMA_VERSION
-            file.attrs["zsseg"] = __version__
-            file.attrs["params"] = json.dumps(params, sort_keys=True)
-            file.attrs["inputs"] = json.dumps(inputs, sort_keys=True)
-            file.attrs["digest"] = _digest(file, kind)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with _Disk(temporary, "w+") as disk:
+            try:
+                with h5py.File(disk, "w") as file:
+                    yield Writer(file, kind, disk)
+                    _finish(file, kind, path, params=params, inputs=inputs)
+            finally:
+                disk.check()  # whatever else went wrong after a failed write, that is the reason
+            os.fsync(disk.fileno())
         temporary.replace(path)
     except OSError as error:
         raise ArtifactError(
-            f"{path}: could not be written ({error}); free some space or choose another place with --out"
+            f"{path}: could not be written ({_line(error)}); free some space or choose another place with --out"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finish(file: h5py.File, kind: Kind, path: Path, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """Check the fields and write the attributes, the digest last."""
+    _check_fields(file, kind, path)
+    file.attrs["kind"] = kind
+    file.attrs["schema"] = SCHEMA_VERSION
+    file.attrs["zsseg"] = __version__
+    file.attrs["params"] = json.dumps(params, sort_keys=True)
+    file.attrs["inputs"] = json.dumps(inputs, sort_keys=True)
+    file.attrs["digest"] = _digest(file, kind)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a plain file (a picture, a JSON) the way artifacts are written: a temporary sibling, then a rename.
+
+    Raises:
+        ArtifactError: It cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: could not be written ({error}); free some space or choose another place"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -181,16 +255,16 @@ def open_artifact(path: Path, kind: Kind, *, verify: bool = True) -> Artifact:
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file; make it with `zsseg {MADE_BY[kind]}`, or name one with --{kind}")
+    file = _opened(path, f"; make it again with `zsseg {MADE_BY[kind]} --force`")
     try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: not a readable HDF5 file (truncated, or no artifact at all); "
-            f"make it again with `zsseg {MADE_BY[kind]} --force`"
-        ) from error
-    try:
-        _check_file(file, kind, path, verify=verify)
-        return Artifact(file, path, kind)
+        with _reading(path, kind):
+            header = _header(file, kind, path)
+            _check_fields(file, kind, path)
+            _check_sizes(file, kind, path)
+            broken = verify and _digest(file, kind) != header["digest"]
+        if broken:
+            raise _damaged(path, kind, "its contents do not match its digest")
+        return Artifact(file, path, kind, header)
     except BaseException:
         file.close()
         raise
@@ -204,43 +278,93 @@ def kind_of(path: Path) -> Kind:
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file")
-    try:
-        with h5py.File(path, "r") as file:
+    with _opened(path) as file:
+        try:
             kind = file.attrs.get("kind")
-    except OSError as error:
-        raise ArtifactError(f"{path}: not a readable HDF5 file (truncated, or no artifact at all)") from error
+        except _H5_ERRORS as error:
+            raise ArtifactError(f"{path}: an HDF5 file, but no zsseg artifact ({_line(error)})") from error
     for known in SCHEMA:
-        if kind == known:
+        if isinstance(kind, str) and kind == known:
             return known
     raise ArtifactError(
-        f"{path}: an HDF5 file, but no zsseg artifact (kind {kind!r}); expected one of {', '.join(SCHEMA)}"
+        f"{path}: an HDF5 file, but no zsseg artifact (kind {_line(kind)!r}); expected one of {', '.join(SCHEMA)}"
     )
 
 
-def _check_file(file: h5py.File, kind: Kind, path: Path, *, verify: bool) -> None:
+def _opened(path: Path, advice: str = "") -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except PermissionError as error:
+        raise ArtifactError(f"{path}: may not be read; change its permissions, or name another file") from error
+    except OSError as error:
+        raise ArtifactError(f"{path}: not a readable HDF5 file (truncated, or no artifact at all){advice}") from error
+
+
+@contextlib.contextmanager
+def _reading(path: Path, kind: Kind) -> Iterator[None]:
+    """Turn whatever h5py raises for a damaged or crafted file into an ArtifactError."""
+    try:
+        yield
+    except _H5_ERRORS as error:
+        raise _damaged(path, kind, error) from error
+
+
+def _damaged(path: Path, kind: Kind, reason: object) -> ArtifactError:
+    return ArtifactError(f"{path}: damaged ({_line(reason)}); make it again with `zsseg {MADE_BY[kind]} --force`")
+
+
+def _line(value: object) -> str:
+    """Return foreign text fit for a message: one line, printable, not endless."""
+    text = " ".join(str(value).split())
+    return "".join(char if char.isprintable() else "?" for char in text)[:200]
+
+
+def _header(file: h5py.File, kind: Kind, path: Path) -> dict[str, Any]:
+    """Read and check the root attributes; `params` and `inputs` come decoded."""
     missing = [name for name in ATTRIBUTES if name not in file.attrs]
     if missing:
         raise ArtifactError(
             f"{path}: an HDF5 file, but no finished zsseg artifact (lacks {', '.join(missing)}); "
             f"make it with `zsseg {MADE_BY[kind]}`"
         )
-    found = file.attrs["kind"]
-    if found != kind:
+    header: dict[str, Any] = {name: file.attrs[name] for name in ATTRIBUTES}
+    if not isinstance(header["kind"], str) or header["kind"] != kind:
+        found = _line(header["kind"])
         raise ArtifactError(f"{path}: holds {found!r}, expected {kind!r}; name the right file with --{kind}")
-    if file.attrs["schema"] != SCHEMA_VERSION:
+    if not isinstance(header["schema"], np.integer) or header["schema"] != SCHEMA_VERSION:
         raise ArtifactError(
-            f"{path}: written with schema {file.attrs['schema']}, this zsseg {__version__} reads {SCHEMA_VERSION}; "
-            f"make it again with `zsseg {MADE_BY[kind]} --force`, or use zsseg {file.attrs['zsseg']}"
+            f"{path}: written with schema {_line(header['schema'])}, this zsseg {__version__} reads {SCHEMA_VERSION}; "
+            f"make it again with `zsseg {MADE_BY[kind]} --force`, or use zsseg {_line(header['zsseg'])}"
         )
-    try:
-        _check_fields(file, kind, path)
-        broken = verify and _digest(file, kind) != file.attrs["digest"]
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: damaged ({error}); make it again with `zsseg {MADE_BY[kind]} --force`") from error
-    if broken:
-        raise ArtifactError(
-            f"{path}: damaged, its contents do not match its digest; make it again with `zsseg {MADE_BY[kind]} --force`"
-        )
+    strange = [name for name in ATTRIBUTES if name != "schema" and not isinstance(header[name], str)]
+    if strange:
+        raise _damaged(path, kind, f"its attribute {strange[0]!r} is no text")
+    return {**header, "params": _decoded(header["params"], object), "inputs": _decoded(header["inputs"], str)}
+
+
+def _decoded(text: str, values: type) -> dict[str, Any]:
+    decoded = json.loads(text)
+    if not isinstance(decoded, dict) or not all(isinstance(value, values) for value in decoded.values()):
+        raise ValueError("its attribute params or inputs is no table of settings")
+    return decoded
+
+
+def _check_sizes(file: h5py.File, kind: Kind, path: Path) -> None:
+    """Refuse fields that claim more than the file holds, before anything of their size is allocated.
+
+    zsseg writes plain uncompressed datasets, so that their bytes cannot exceed the file's.
+    """
+    held = path.stat().st_size
+    for name, field in SCHEMA[kind].items():
+        if name not in file:
+            continue
+        parts = file[name].values() if field.dtype == "arrays" else [file[name]]
+        for part in parts:
+            if part.is_virtual or part.external or part.id.get_create_plist().get_nfilters():
+                raise _damaged(path, kind, f"field {name!r} is stored in a way that zsseg does not write")
+            held -= part.size * part.dtype.itemsize
+            if held < 0:
+                raise _damaged(path, kind, f"field {name!r} of shape {part.shape} is larger than the file")
 
 
 def _check_fields(file: h5py.File, kind: Kind, path: Path) -> None:
@@ -253,19 +377,32 @@ def _check_fields(file: h5py.File, kind: Kind, path: Path) -> None:
         item = file.get(name, getlink=True)
         if not isinstance(item, h5py.HardLink):
             raise ArtifactError(f"{path}: field {name!r} is a link to somewhere else, which zsseg does not follow")
-        if field.dtype == "arrays":
-            continue
         data = file[name]
+        if field.dtype == "arrays":
+            _check_arrays(data, name, path)
+            continue
         if not isinstance(data, h5py.Dataset) or data.dtype != _h5_dtype(field):
             raise ArtifactError(
                 f"{path}: field {name!r} is {getattr(data, 'dtype', 'a group')}, expected {field.dtype}"
             )
-        if len(data.shape) != len(field.shape):
-            raise ArtifactError(f"{path}: field {name!r} has {len(data.shape)} axes, expected {field.shape}")
+        if data.shape is None or len(data.shape) != len(field.shape):
+            raise ArtifactError(f"{path}: field {name!r} has shape {data.shape}, expected {_axes(field)}")
         for length, symbol in zip(data.shape, field.shape, strict=True):
             expected = symbol if isinstance(symbol, int) else lengths.setdefault(symbol, length)
             if length != expected:
                 raise ArtifactError(f"{path}: field {name!r} has shape {data.shape}, expected {symbol} = {expected}")
+
+
+def _check_arrays(group: Any, name: str, path: Path) -> None:
+    if not isinstance(group, h5py.Group):
+        raise ArtifactError(f"{path}: field {name!r} is no group of arrays; make the file again")
+    for key in group:
+        hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
+        item = group[key] if hard else None
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf" or item.shape is None:
+            raise ArtifactError(
+                f"{path}: field {name!r} holds {_line(key)!r}, which is no array of numbers; make the file again"
+            )
 
 
 def _digest(file: h5py.File, kind: Kind) -> str:
@@ -302,15 +439,19 @@ def _h5_dtype(field: Field) -> Any:
     return np.dtype(field.dtype)
 
 
+def _axes(field: Field) -> str:
+    return f"({', '.join(map(str, field.shape))})"
+
+
 def _row(value: Any, field: Field) -> Any:
     return np.frombuffer(value, dtype=np.uint8) if field.dtype == "bytes" else value
 
 
 def _remove_leftovers(path: Path) -> None:
     """Remove temporary files of this output whose process is gone (killed, or a machine that went down)."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        process = leftover.suffixes[-2][1:]
-        if process.isdigit() and not _is_alive(int(process)):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = leftover.name.split(".")[-2]
+        if process.isascii() and process.isdigit() and not _is_alive(int(process)):
             with contextlib.suppress(OSError):
                 leftover.unlink()
 
@@ -318,7 +459,7 @@ def _remove_leftovers(path: Path) -> None:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

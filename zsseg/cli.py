@@ -359,8 +359,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score a model on labelled photos, scores.h5: seen, unseen, and their harmonic mean."""
+    from zsseg import artifacts, tables
     from zsseg import evaluate as evaluation
-    from zsseg import tables
 
     if json_file not in (None, "-"):
         _check_json(Path(json_file), force=force)
@@ -379,7 +379,7 @@ def evaluate(
         typer.echo(text)
         return
     if json_file is not None:
-        Path(json_file).write_text(text + "\n")
+        artifacts.write_file(Path(json_file), f"{text}\n".encode())
     _show(tables.evaluated(summary))
 
 
@@ -437,11 +437,12 @@ def visualize(
     """Draw an artifact as PNG pictures."""
     from zsseg import visualize as drawing
 
+    beside = workspace / "data.h5"
     with _Bars(quiet) as bars:
         paths = drawing.visualize(
             artifact,
             out or workspace / "pictures",
-            data=data or _existing(workspace / "data.h5"),
+            data=data or (beside if drawing.fits(artifact, beside) else None),
             split=split or _existing(workspace / "split.h5"),
             limit=limit,
             force=force,

@@ -6,8 +6,10 @@ of class ids with 255 = void. Sizes are (height, width). Networks take float (N,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,13 @@ def encode_label_map(label_map: UInt8) -> bytes:
     image.putpalette(voc_palette().tobytes())
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=False)
+    return buffer.getvalue()
+
+
+def encode_png(picture: UInt8) -> bytes:
+    """Encode an RGB picture as PNG; the bytes depend on the input alone."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
@@ -150,18 +159,19 @@ def augment(image: UInt8, label_map: UInt8, crop: int, rng: np.random.Generator)
     return image_out, label_out
 
 
-def _opened(source: bytes | Path, name: str) -> Image.Image:
-    """Open and fully decode, so that a truncated file is found here."""
+@contextlib.contextmanager
+def _opened(source: bytes | Path, name: str) -> Iterator[Image.Image]:
+    """Open and fully decode, so that a truncated file is found here; what fails inside is a DataError, too."""
     try:
         with warnings.catch_warnings():
             # Pillow warns from half of its bound on and raises above it; we hold the bound ourselves.
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{name}: {width}×{height} pixels, more than the {MAX_PIXELS:,} that zsseg opens")
-            image.load()
-            return image
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DataError(f"{name}: {width}×{height} pixels, more than the {MAX_PIXELS:,} that zsseg opens")
+                image.load()
+                yield image
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -169,14 +179,17 @@ def _opened(source: bytes | Path, name: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise DataError(f"{name}: not an image of a known format") from error
     except Exception as error:  # Pillow's decoders raise many kinds; each means the same to the user
-        raise DataError(f"{name}: not a readable image ({error})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{name}: not a readable image ({reason})") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit files arrive as 0..65535; a 32-bit or float one is stretched over its own range
-        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else max(values.max(initial=0), 1.0)
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        top = max(values.max(initial=0), 1.0)
+        # a 32-bit or float file is stretched over its own range, but one of 16 bits may arrive as 32
+        if image.mode.startswith("I;16") or (image.mode == "I" and 255 < top <= 65535):
+            top = 65535.0
         return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

@@ -21,7 +21,7 @@ MAX_ENTRIES = 12  # of a legend; the smaller classes are summed up in one line
 TINY_SIDE = 128  # smaller pictures are enlarged by a whole factor, or nobody could see them
 PAPER = (255, 255, 255)
 INK = (30, 30, 30)
-BORDER = (128, 128, 128)  # round a swatch: class 0 is black and others are near white
+BORDER = (110, 110, 110)  # round a swatch: class 0 is black, others are near white; a grey outside the palette
 GAP = 8
 
 Colour = tuple[int, int, int]

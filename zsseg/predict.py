@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from zsseg.artifacts import Artifact, Writer, check_output, create, open_artifact
+from zsseg.artifacts import Artifact, Writer, check_output, create, open_artifact, write_file
 from zsseg.config import PredictConfig
 from zsseg.errors import ArtifactError, DataError
-from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map
+from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map, encode_png
 from zsseg.inference import Model, Prediction, load_model, predict_grid, score_image
 from zsseg.pictures import legend_overlay
 from zsseg.progress import SILENT, Progress
@@ -171,9 +170,9 @@ def _targets(pictures: Path, name: str) -> tuple[Path, Path]:
 
 def _write_pictures(pictures: Path, name: str, image: UInt8, found: Prediction, model: Model) -> None:
     label_map, overlay = _targets(pictures, name)
-    label_map.write_bytes(encode_label_map(found.label_map))
+    write_file(label_map, encode_label_map(found.label_map))
     drawn = legend_overlay(image, found.label_map, model.names, unseen=model.unseen)
-    Image.fromarray(drawn).save(overlay)
+    write_file(overlay, encode_png(drawn))
 
 
 def _append(writer: Writer, name: str, source: str, found: Prediction) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from PIL import Image
 from zsseg import artifacts, pictures
 from zsseg.artifacts import Artifact
 from zsseg.errors import ArtifactError, SettingError
-from zsseg.images import UInt8, colour, decode_image, decode_label_map
+from zsseg.images import UInt8, colour, decode_image, decode_label_map, encode_png
 from zsseg.metrics import Scores, score
 from zsseg.progress import SILENT, Progress
 from zsseg.schema import Kind
@@ -66,6 +65,7 @@ def visualize(
         data: For predictions, the data artifact that holds the same photos; without it the label maps are
             drawn in plain colours. Not used for other kinds.
         split: For data, labels and predictions, says which classes to mark as unseen; scores know it themselves.
+            One of other classes is passed over with a note.
         limit: Photos to show at most, evenly spread over the artifact.
         force: Whether existing pictures may be replaced.
         progress: Counts the images read.
@@ -94,8 +94,23 @@ def visualize(
         else:
             drawn = _draw(source, kind, unseen, limit, progress)
     for path, picture in zip(paths, drawn, strict=True):
-        _write(path, picture)
+        artifacts.write_file(path, encode_png(picture))
     return paths
+
+
+def fits(artifact: Path, data: Path) -> bool:
+    """Return whether the data artifact holds photos of these predictions: one id in common, and the same classes.
+
+    For a caller that offers a data artifact which the user did not name; for anything but predictions it is False.
+    """
+    if not data.is_file() or artifacts.kind_of(artifact) != "predictions" or artifacts.kind_of(data) != "data":
+        return False
+    with (
+        artifacts.open_artifact(artifact, "predictions", verify=False) as source,
+        artifacts.open_artifact(data, "data", verify=False) as photos,
+    ):
+        same = source.strings("names") == photos.strings("names")
+        return same and not set(source.strings("ids")).isdisjoint(photos.strings("ids"))
 
 
 def _draw(source: Artifact, kind: Kind, unseen: Collection[int], limit: int, progress: Progress) -> list[UInt8]:
@@ -113,7 +128,7 @@ def _draw(source: Artifact, kind: Kind, unseen: Collection[int], limit: int, pro
                 seen=source.array("seen").tolist(),
                 unseen=source.array("unseen").tolist(),
                 images_per_class=source.array("images_per_class"),
-                min_images=int(source.params.get("min_images", 0)),
+                min_images=int(source.params.get("min_images") or 0),
             )
             return [_confusion(source, unseen), _class_bars(source.strings("names"), result, unseen)]
         case _:
@@ -209,8 +224,11 @@ def _unseen(source: Artifact, split: Path | None) -> frozenset[int]:
     if split is None:
         return frozenset()
     with artifacts.open_artifact(split, "split") as chosen:
-        artifacts.same_names(source.strings("names"), chosen.strings("names"), f"{source.path.name} and {split.name}")
-        return frozenset(chosen.array("unseen").tolist())
+        if chosen.strings("names") == source.strings("names"):
+            return frozenset(chosen.array("unseen").tolist())
+    # only marks would be lost, so a split that lies beside by chance is no reason to stop
+    log.warning("%s speaks of other classes than %s, so none is marked as unseen", split.name, source.path.name)
+    return frozenset()
 
 
 def _spread(indices: Sequence[int], limit: int, source: Artifact) -> list[int]:
@@ -331,6 +349,10 @@ def _confusion(source: Artifact, unseen: Collection[int]) -> UInt8:
     """Draw the confusion matrix, each row the shares of one true class; seen classes first."""
     names, confusion = source.strings("names"), source.array("confusion")
     present = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1)).tolist()
+    if not present:
+        raise ArtifactError(
+            f"{source.path}: holds no scored pixel, so there is nothing to draw; run `zsseg eval` again"
+        )
     order = [i for i in present if i not in unseen] + [i for i in present if i in unseen]
     counts = confusion[np.ix_(order, order)].astype(np.float64)
     totals = counts.sum(axis=1, keepdims=True)
@@ -465,8 +487,10 @@ def _own_style() -> Iterator[None]:
     """Draw with matplotlib's defaults, whatever the user's matplotlibrc says."""
     import matplotlib
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
+        # a class name in a script that the font lacks is drawn as boxes, which says enough
+        warnings.filterwarnings("ignore", message=".*missing from font.*")
         yield
 
 
@@ -482,10 +506,7 @@ def _figure(width: float, height: float) -> Any:
 
 def _rendered(figure: Any) -> UInt8:
     """Draw a figure and return its pixels, uint8 (H, W, 3)."""
-    with warnings.catch_warnings():
-        # a class name in a script that the font lacks is drawn as boxes, which says enough
-        warnings.filterwarnings("ignore", message=".*missing from font.*")
-        figure.canvas.draw()
+    figure.canvas.draw()
     return np.array(figure.canvas.buffer_rgba())[..., :3]
 
 
@@ -569,17 +590,3 @@ def _crowding(spots: Floats, boxes: Floats, dots: Floats, frame: Floats) -> Floa
     outside = (spots[:, :2] < frame[:2]).any(axis=1) | (spots[:, 2:] > frame[2:]).any(axis=1)
     crowding: Floats = 10.0 * covers_box + 6.0 * covers_dot + 20.0 * outside + np.linspace(0, 5, len(spots))
     return crowding
-
-
-def _write(path: Path, picture: UInt8) -> None:
-    """Write a PNG under a temporary sibling name and rename it, so that no half picture is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        Image.fromarray(picture).save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: could not be written ({error}); free some space or choose another place with --out"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
