@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -56,7 +56,7 @@ def write_folder(root: Path, *, names: Sequence[str] = NAMES, quarters: dict[str
     return root
 
 
-def zsseg(*words: object, expect: int | None = 0) -> Result:
+def zsseg(*words: object, expect: int | None = 0) -> Any:
     """Run a command and check its exit code; the result holds stdout and stderr apart."""
     result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
     assert expect is None or result.exit_code == expect, f"exit code {result.exit_code}: {result.output}"

@@ -164,20 +164,24 @@ def _opened(source: bytes | Path, name: str) -> Iterator[Image.Image]:
     """Open and fully decode, so that a truncated file is found here; what fails inside is a DataError, too."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns from half of its bound on and raises above it; we hold the bound ourselves.
+            # Pillow's versions warn or raise above its bound; here it is the same error always.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
-                    raise DataError(f"{name}: {width}×{height} pixels, more than the {MAX_PIXELS:,} that zsseg opens")
+                    raise Image.DecompressionBombError
                 image.load()
                 yield image
     except DataError:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: more than the {MAX_PIXELS:,} pixels that zsseg opens; make it smaller first"
+        ) from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{name}: not an image of a known format") from error
+        raise DataError(f"{name}: not a readable image (of no known format)") from error
     except Exception as error:  # Pillow's decoders raise many kinds; each means the same to the user
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{name}: not a readable image ({reason})") from error
@@ -190,7 +194,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # a 32-bit or float file is stretched over its own range, but one of 16 bits may arrive as 32
         if image.mode.startswith("I;16") or (image.mode == "I" and 255 < top <= 65535):
             top = 65535.0
-        return Image.fromarray((values.clip(0, top) * (255.0 / top)).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((values.clip(0, top) / top * 255.0).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
