@@ -78,7 +78,7 @@ class TrainConfig:
     model: ModelName = "lite0"
     loss: LossName = "mse"
     frozen: bool = False  # train the head only, on backbone features computed once
-    epochs: int = 10
+    epochs: int = 5
     batch: int = 8
     lr: float | None = None  # of the head; None takes the model's own, see models.default_lr
     backbone_lr: float = 0.05  # the backbone's rate as a multiple of the head's

@@ -26,10 +26,11 @@ from zsseg.classes import VOID
 from zsseg.images import UInt8
 from zsseg.vectors import WHEEL, read_vocabulary
 
-TRAIN_COUNT = 640
-VAL_COUNT = 80
+TRAIN_COUNT = 960
+VAL_COUNT = 40
 
 Floats = NDArray[np.float64]
+Card = tuple[int, bool]  # a class id, and whether the patch is bleached
 
 # The unseen word amid each family -> its anchors, in the order of HUES. Each family has its own pattern.
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -47,8 +48,11 @@ SHARPNESS = 9.0  # of the softmax over cosines; larger pulls every word towards 
 FREQUENT = 20_000  # vectors are centred on the mean of this many words, as `embed-labels` does
 SATURATION = 0.45  # colour offset of an anchor, of a range of 1
 CONTRAST = 0.13  # of the pattern, likewise
+BLEACHED = 4  # every fourth patch of a class has lost its colour, so that only its family can be told
+FADE = (0.5, 1.1)  # the colour of the others is multiplied by a number from this range
 SHIFT = 0.02  # standard deviation of what is added to each number of a patch's look
-PIXEL_NOISE = 0.03
+PIXEL_NOISE = 0.015
+DEALT = 5  # times that an unseen class is dealt in the validation scenes for each time that another is
 BORDER = 1  # pixels of void on either side
 
 
@@ -111,27 +115,29 @@ def scenes(count: int, seed: int) -> Iterator[tuple[str, UInt8, UInt8]]:
         Id, image (H, W, 3) and label map (H, W); sizes vary a little.
     """
     looks_of_classes = class_looks(word_vectors())
-    deck = _deck(np.random.default_rng([seed, 0]))
+    decks = _deck(np.random.default_rng([seed, 0]), 1), _deck(np.random.default_rng([seed, 2]), DEALT)
     for index in range(count):
         rng = np.random.default_rng([seed, 1, index])
-        classes = np.array([next(deck) for _ in range(rng.integers(3, 6))])
-        image, label_map = _scene(classes, looks_of_classes[classes], rng)
+        dealt = [next(decks[index >= TRAIN_COUNT]) for _ in range(rng.integers(3, 6))]
+        image, label_map = _scene(dealt, looks_of_classes, rng)
         yield f"scene-{index:04d}", image, label_map
 
 
-def draw_cloth(look: Floats, size: tuple[int, int], rng: np.random.Generator) -> Floats:
+def draw_cloth(look: Floats, size: tuple[int, int], rng: np.random.Generator, *, bleached: bool = False) -> Floats:
     """Draw one patch of cloth with its share of noise, but for the pixel noise.
 
     Args:
         look: (3 + families,).
         size: (height, width).
         rng: Where the randomness comes from.
+        bleached: Whether it has lost its colour.
 
     Returns:
         float64 (height, width, 3), mid-grey = 0.5.
     """
-    look = look + SHIFT * rng.standard_normal(look.shape)
-    colour = 0.5 + SATURATION * rng.uniform() * look[:3]
+    shift = SHIFT * rng.standard_normal(look.shape)
+    fade = 0.0 if bleached else rng.uniform(*FADE)
+    colour = 0.5 + SATURATION * (fade * look[:3] + shift[:3])
     shade = sum(strength * pattern for strength, pattern in zip(look[3:], _patterns(size, rng), strict=True))
     return colour + CONTRAST * np.asarray(shade)[..., None]
 
@@ -139,21 +145,22 @@ def draw_cloth(look: Floats, size: tuple[int, int], rng: np.random.Generator) ->
 def _patterns(size: tuple[int, int], rng: np.random.Generator) -> tuple[Floats, ...]:
     """Return upright stripes, level stripes and dots, each (height, width) within about -1 to 1, mean about 0."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
-    angle = 2 * np.pi / rng.uniform(7, 9)
-    across, down = rng.uniform(0, 2 * np.pi, 2)
+    angle = 2 * np.pi / 8
+    across, down = 0.0, 0.0
     upright, level = np.cos(angle * x + across), np.cos(angle * y + down)
     return np.tanh(2 * upright), np.tanh(2 * level), np.tanh(4 * upright * level)
 
 
-def _scene(classes: NDArray[np.int64], look: Floats, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
-    size = int(rng.integers(112, 145)), int(rng.integers(128, 177))
-    regions = _layout(size, len(classes), rng)
+def _scene(dealt: list[Card], look: Floats, rng: np.random.Generator) -> tuple[UInt8, UInt8]:
+    """Draw a scene of the dealt patches; `look` is that of every class."""
+    size = int(rng.integers(96, 129)), int(rng.integers(96, 129))
+    regions = _layout(size, len(dealt), rng)
     image = np.zeros((*size, 3))
-    for region in range(len(classes)):
+    for region, (index, bleached) in enumerate(dealt):
         inside = regions == region
-        image[inside] = draw_cloth(look[region], size, rng)[inside]
+        image[inside] = draw_cloth(look[index], size, rng, bleached=bleached)[inside]
     image += PIXEL_NOISE * rng.standard_normal(image.shape)
-    label_map = classes.astype(np.uint8)[regions]
+    label_map = np.array([index for index, _ in dealt], dtype=np.uint8)[regions]
     label_map[_borders(regions)] = VOID
     return (image * 255).round().clip(0, 255).astype(np.uint8), label_map
 
@@ -177,7 +184,7 @@ def _blob(y: Floats, x: Floats, rng: np.random.Generator) -> NDArray[np.bool_]:
     x = x - x.max() * rng.uniform(-0.6, 0.6)
     angle = np.arctan2(y, x)
     outline = 1 + sum(rng.uniform(0, 0.14) * np.cos(waves * angle + rng.uniform(0, 2 * np.pi)) for waves in (2, 3, 5))
-    inside: NDArray[np.bool_] = np.hypot(y, x) < rng.uniform(24, 42) * outline
+    inside: NDArray[np.bool_] = np.hypot(y, x) < rng.uniform(20, 34) * outline
     return inside
 
 
@@ -189,10 +196,14 @@ def _borders(regions: NDArray[np.int64]) -> NDArray[np.bool_]:
     return borders
 
 
-def _deck(rng: np.random.Generator) -> Iterator[int]:
-    """Deal class ids for ever, each class once in every round."""
+def _deck(rng: np.random.Generator, unseen: int) -> Iterator[Card]:
+    """Deal for ever, in every round each class once, and each unseen one `unseen` times; bleached in fixed turn."""
+    cards = [index for index, name in enumerate(NAMES) for _ in range(unseen if name in UNSEEN else 1)]
+    times = np.arange(len(NAMES))  # so that not all classes are bleached in the same round
     while True:
-        yield from rng.permutation(len(NAMES)).tolist()
+        for index in rng.permutation(cards).tolist():
+            times[index] += 1
+            yield index, bool(times[index] % BLEACHED == 0)
 
 
 def _unit(vectors: Floats) -> Floats:
