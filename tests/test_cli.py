@@ -188,7 +188,6 @@ def test_visualize_refuses_a_split(space: Path) -> None:
     refuse(space, "visualize", space / "split.h5", says=("split.h5", "predictions"))
 
 
-@pytest.mark.xfail(strict=True, reason="the advice names --data, which predict lacks")
 def test_predict_names_the_argument_when_an_artifact_is_no_data(space: Path) -> None:
     """An artifact that holds no photos is refused, and no option is named that predict lacks."""
     line = refuse(space, "predict", space / "labels.h5", "--force", says=("labels.h5", "'labels'", "'data'"))
@@ -271,7 +270,6 @@ def test_a_misspelt_class_gets_a_suggestion(space: Path) -> None:
     refuse(space, *TRAIN, "--unseen", "cow,shep", "--force", says=("shep", "did you mean sheep?"))
 
 
-@pytest.mark.xfail(strict=True, reason="train makes labels.h5 before it checks --unseen")
 def test_a_misspelt_class_leaves_nothing_behind(space: Path) -> None:
     """A train that would have made labels.h5 and split.h5 makes neither when a class is unknown."""
     for kind in ("labels", "split", "model"):
@@ -385,7 +383,6 @@ def test_train_makes_labels_and_split_and_says_so(space: Path) -> None:
     assert "model.h5" in result.stdout
 
 
-@pytest.mark.xfail(strict=True, reason="train says that it made labels.h5 before it looks for data.h5")
 def test_train_in_an_empty_workspace_says_what_to_run(tmp_path: Path) -> None:
     """Without data.h5 the one line on stderr is the error, with the fetch-data line; no other file is spoken of."""
     result = zsseg("train", "--dim", "50", "--unseen", "cow,sheep", "--workspace", tmp_path, expect=1)
@@ -480,7 +477,6 @@ def test_json_to_a_file(space: Path) -> None:
     zsseg("eval", "--json", file, "--force")
 
 
-@pytest.mark.xfail(strict=True, reason="--json FOLDER is found after the work is done")
 def test_json_into_a_folder_that_is_missing(space: Path) -> None:
     """A JSON file that cannot be written is refused before the work is done."""
     refuse(space, "eval", "--force", "--json", space / "none" / "scores.json", says=(space / "none", "--json"))
@@ -513,7 +509,6 @@ def test_predict_refuses_what_is_no_image(space: Path) -> None:
     refuse(space, "predict", space / "none.jpg", "--force", says=(space / "none.jpg", "no such file"))
 
 
-@pytest.mark.xfail(strict=True, reason="predict writes pictures before it has read all photos")
 def test_predict_with_one_bad_file_among_good_ones(space: Path) -> None:
     """A bad photo after a good one changes no file; then --skip-bad, as the message says, leaves it out."""
     shutil.rmtree(space / "predictions")
@@ -566,7 +561,6 @@ def test_predict_two_files_of_one_stem(space: Path) -> None:
     assert sizes(space / "predictions", ids) == [(50, 20), (40, 30)]
 
 
-@pytest.mark.xfail(strict=True, reason="two photos write to a_overlay.png")
 def test_predict_a_photo_named_like_another_ones_overlay(space: Path) -> None:
     """`a.png` and `a_overlay.png` do not overwrite each other's pictures."""
     photos = space.parent / "overlays"
@@ -636,7 +630,6 @@ def test_predict_of_a_data_artifact_and_its_picture_beside_truth(space: Path) ->
     assert (space / "pictures" / "predictions.png").stat().st_size > 0
 
 
-@pytest.mark.xfail(strict=True, reason="IndexError in predict")
 def test_predict_of_a_data_artifact_without_validation_photos(space: Path) -> None:
     """A data artifact without validation photos cannot be predicted, and the line says so."""
     root = space.parent / "set"

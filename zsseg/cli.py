@@ -328,8 +328,8 @@ def train(
         given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
         config = replace(training.recorded_config(files.out), **given)
     with _Bars(quiet) as bars:
+        _need_split(files, unseen, bars)  # first: a misspelt class stops it before anything is made
         label_file = None if config.loss == "softmax" else _need_labels(files, dim)
-        _need_split(files, unseen, bars)
         summary = training.train(
             files.data, files.split, label_file, files.out, config, force=force, resume=resume, progress=bars
         )
@@ -478,8 +478,8 @@ def _need_labels(files: _Files, dim: int | None) -> Path:
 
     if not files.labels.exists():
         config = EmbedConfig(dim=dim or EmbedConfig.dim)
-        logging.getLogger(__name__).info("%s is missing: made with --dim %d", files.labels, config.dim)
         _embed(files.data, files.labels, config, force=False)
+        logging.getLogger(__name__).info("%s was missing: made with --dim %d", files.labels, config.dim)
         return files.labels
     with open_artifact(files.labels, "labels") as labels:
         found = labels.array("vectors").shape[1]
@@ -498,8 +498,8 @@ def _need_split(files: _Files, unseen: str | None, bars: _Bars) -> None:
 
     config = SplitConfig(unseen=_listed(unseen))
     if not files.split.exists():
-        logging.getLogger(__name__).info("%s is missing: made with --unseen %s", files.split, unseen or "'' (none)")
         split.make_split(files.data, files.split, config, progress=bars)
+        logging.getLogger(__name__).info("%s was missing: made with --unseen %s", files.split, unseen or "'' (none)")
         return
     with open_artifact(files.split, "split") as parts:
         names, found = parts.strings("names"), sorted(parts.array("unseen").tolist())
@@ -530,6 +530,8 @@ def _existing(path: Path) -> Path | None:
 
 
 def _check_json(path: Path, *, force: bool) -> None:
+    if path.is_dir():
+        raise ArtifactError(f"{path}: is a folder, expected a file name; choose another with --json")
     if path.exists() and not force:
         raise ArtifactError(f"{path}: exists already; add --force to replace it, or choose another with --json")
     if not os.access(path.parent, os.W_OK):

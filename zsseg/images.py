@@ -41,7 +41,12 @@ def decode_image(source: bytes | Path, name: str) -> UInt8:
         DataError: It is no image, is truncated, or has more than `MAX_PIXELS` pixels.
     """
     with _opened(source, name) as image:
-        return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> UInt8:
+    """Bring a PIL image of any mode to upright RGB, uint8 (H, W, 3); see `decode_image`."""
+    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
 
 
 def decode_label_map(source: bytes | Path, name: str) -> UInt8:

@@ -28,7 +28,7 @@ from zsseg.config import Device, ModelName, Precision, PredictConfig
 from zsseg.dataset import normalise
 from zsseg.errors import ArtifactError, DataError
 from zsseg.hardware import autocast, choose_device, choose_precision
-from zsseg.images import UInt8, decode_image, resize_image
+from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
 
 TILE = 2**21  # scores in one tile: C × rows × W; 8 MB stay in cache
@@ -164,7 +164,7 @@ def as_rgb(image: UInt8 | Image.Image | str | Path) -> UInt8:
     if isinstance(image, str | Path):
         return decode_image(Path(image), str(image))
     if isinstance(image, Image.Image):
-        return np.array(image.convert("RGB"))
+        return upright_rgb(image)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise DataError(f"an image array has dtype {array.dtype} and shape {array.shape}, expected uint8 (H, W, 3)")

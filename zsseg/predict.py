@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg.artifacts import Artifact, Writer, check_output, create, open_artifact, write_file
+from zsseg.artifacts import Artifact, Writer, check_output, create, kind_of, open_artifact
 from zsseg.config import PredictConfig
 from zsseg.errors import ArtifactError, DataError
 from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map, encode_png
@@ -83,7 +84,10 @@ def predict(
     check_output(out, force=force)
     with ExitStack() as opened:
         photos = _named(photo for path in images for photo in _expand(path, opened))
+        if not photos:
+            raise DataError(f"{', '.join(map(str, images))}: no validation photo to predict; name photos or a folder")
         _check_pictures(photos, pictures, force=force)
+        drafts = Path(opened.enter_context(TemporaryDirectory(dir=pictures, prefix=".drafts-")))
         loaded = load_model(model, device=config.device, precision=config.precision)
         settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
         params = {**settings, "precision": loaded.precision}
@@ -99,12 +103,14 @@ def predict(
                     continue
                 grid = score_image(loaded, image, max_side=config.max_side)
                 found = predict_grid(loaded, grid, seen_bias=config.seen_bias)
-                _write_pictures(pictures, name, image, found, loaded)
+                _write_pictures(drafts, name, image, found, loaded)
                 _append(writer, name, photo.source, found)
                 shares[name] = _shares(found.areas)
             if not shares:
                 raise DataError(f"none of the {len(photos)} files is a readable image (first: {skipped[0][1]})")
             writer.put("names", loaded.names)
+        for draft in drafts.iterdir():  # now that nothing can fail any more, all at once
+            draft.replace(pictures / draft.name)
     found_in = tuple(shares.values())
     return PredictSummary(out, pictures, loaded.names, loaded.unseen, tuple(shares), found_in, tuple(skipped))
 
@@ -120,6 +126,9 @@ def _expand(path: Path, opened: ExitStack) -> Iterator[tuple[str, _Photo]]:
     elif not path.exists():
         raise DataError(f"{path}: no such file or folder")
     elif path.suffix == ".h5":
+        kind = kind_of(path)
+        if kind != "data":
+            raise DataError(f"{path}: holds {kind!r}, expected 'data'; name photos, folders of photos, or a data.h5")
         data = opened.enter_context(open_artifact(path, "data"))
         ids = data.strings("ids")
         for index in data.array("val").tolist():
@@ -139,11 +148,13 @@ def _from_data(data: Artifact, name: str, index: int) -> _Photo:
 def _named(photos: Iterator[tuple[str, _Photo]]) -> dict[str, _Photo]:
     """Return the photos by a unique id: the one each would like, with a number where two share it."""
     named: dict[str, _Photo] = {}
+    taken: set[Path] = set()
     for wanted, photo in photos:
         name, number = wanted, 2
-        while name in named:
+        while name in named or not taken.isdisjoint(_targets(Path(), name)):
             name, number = f"{wanted}-{number}", number + 1
         named[name] = photo
+        taken.update(_targets(Path(), name))
     return named
 
 
@@ -170,9 +181,9 @@ def _targets(pictures: Path, name: str) -> tuple[Path, Path]:
 
 def _write_pictures(pictures: Path, name: str, image: UInt8, found: Prediction, model: Model) -> None:
     label_map, overlay = _targets(pictures, name)
-    write_file(label_map, encode_label_map(found.label_map))
+    label_map.write_bytes(encode_label_map(found.label_map))
     drawn = legend_overlay(image, found.label_map, model.names, unseen=model.unseen)
-    write_file(overlay, encode_png(drawn))
+    overlay.write_bytes(encode_png(drawn))
 
 
 def _append(writer: Writer, name: str, source: str, found: Prediction) -> None:

@@ -159,6 +159,8 @@ def train(
 
 def recorded_config(model: Path) -> TrainConfig:
     """Return the settings that an unfinished model was trained with, for a resume."""
+    if not model.is_file():
+        raise ArtifactError(f"{model}: no such file, nothing to resume; train without --resume")
     with open_artifact(model, "model") as artifact:
         names = {each.name for each in fields(TrainConfig)}
         return TrainConfig(**{key: value for key, value in artifact.params.items() if key in names})
@@ -350,7 +352,7 @@ def _read_task(data: Path, split: Path, labels: Path | None, config: TrainConfig
             val=parts.array("val"),
             vectors=vectors,
             config=config,
-            lr=config.lr or default_lr(config.model),
+            lr=default_lr(config.model) if config.lr is None else config.lr,
             crop=config.crop or _default_crop(images, indices),
             precision=choose_precision(config.precision, device),
             device=device,
@@ -446,6 +448,7 @@ def _resume(task: Task, out: Path) -> State:
             raise ArtifactError(
                 f"{out}: is finished ({recorded['step']} steps), nothing to resume; train anew with --force"
             )
+        _compare_settings(recorded, {"loss": task.config.loss}, out)  # it decides which inputs there are
         if artifact.inputs != task.inputs:
             changed = sorted(kind for kind in task.inputs if artifact.inputs.get(kind) != task.inputs[kind])
             raise ArtifactError(
@@ -476,9 +479,13 @@ def _restore_optimizer(state: State, arrays: dict[str, NDArray[Any]]) -> None:
     for name, parameter in state.net.named_parameters():
         found = {key.split(":")[0]: value for key, value in arrays.items() if key.split(":", 1)[1] == name}
         if found:
-            state.optimizer.state[parameter] = {
-                key: torch.from_numpy(np.asarray(value)).to(parameter.device) for key, value in found.items()
-            }
+            state.optimizer.state[parameter] = {key: _laid_out_like(parameter, value) for key, value in found.items()}
+
+
+def _laid_out_like(parameter: Tensor, value: NDArray[Any]) -> Tensor:
+    """Return the array as a tensor; moments in the parameter's own memory layout, which the fused kernel assumes."""
+    tensor = torch.from_numpy(np.asarray(value)).to(parameter.device)
+    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
 @contextmanager
