@@ -342,7 +342,7 @@ def test_voc2012(tmp_path: Path) -> None:
     """VOC's lists, names and bytes are kept as published."""
     out = tmp_path / "data.h5"
     summary = fetch_data(out, FetchConfig(source="voc2012"))
-    assert summary == FetchSummary(out, "voc2012", VOC_NAMES, 2, 2, 0, ())
+    assert summary == FetchSummary(out, "voc2012", VOC_NAMES, 2, 2, ())
     expected = voc_files(["v1", "v2"], ["v3", "v4"])
     for photo_id, (_, image, label_map) in contents(out).items():
         assert image == expected[f"JPEGImages/{photo_id}.jpg"]
@@ -510,7 +510,7 @@ def test_folder_is_found(tmp_path: Path, inside: str) -> None:
     write(tmp_path / "root" / inside, files)
     out = tmp_path / "data.h5"
     summary = folder(tmp_path / "root", out)
-    assert summary == FetchSummary(out, "folder", VOC_NAMES, 2, 1, 0, ())
+    assert summary == FetchSummary(out, "folder", VOC_NAMES, 2, 1, ())
     assert ids_of(out, "train") == ["b", "a"]
     for photo_id, (_, image, label_map) in contents(out).items():
         assert image == files[f"JPEGImages/{photo_id}.jpg"]
@@ -763,7 +763,7 @@ def test_sample_stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("zsseg.sample", fake, raising=False)
     monkeypatch.setitem(__import__("sys").modules, "zsseg.sample", fake)
     out = tmp_path / "data.h5"
-    assert fetch_data(out, FetchConfig(seed=3)) == FetchSummary(out, "sample", ("a", "b"), 4, 2, 0, ())
+    assert fetch_data(out, FetchConfig(seed=3)) == FetchSummary(out, "sample", ("a", "b"), 4, 2, ())
     found = contents(out)
     for photo_id, image, label_map in scenes(6, 3):
         assert np.array_equal(decode_image(found[photo_id][1], "x"), image)

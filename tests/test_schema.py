@@ -22,7 +22,7 @@ CONFIGS: dict[Kind, tuple[Any, set[str]]] = {  # the settings class of each kind
     "labels": (EmbedConfig, set()),
     "split": (SplitConfig, set()),
     "model": (TrainConfig, {"workers", "checkpoint_every", "device"}),
-    "scores": (EvalConfig, {"device", "min_images"}),
+    "scores": (EvalConfig, {"device"}),
     "predictions": (PredictConfig, {"device", "skip_bad"}),
 }
 

@@ -31,8 +31,9 @@ from zsseg.dataset import (
     sample_labels,
     training_labels,
 )
-from zsseg.errors import DataError
+from zsseg.errors import DataError, TrainingError, ZssegError
 from zsseg.hardware import autocast
+from zsseg.images import UInt8
 from zsseg.models import SegmentationNet
 from zsseg.models.net import PAD_TO, pad
 from zsseg.progress import Progress
@@ -62,11 +63,22 @@ def image_batches(
         generator=torch.Generator(),  # or the loader would draw from the global one
         prefetch_factor=4 if workers else None,
     )
-    yield from loader
+    try:
+        yield from loader
+    except ZssegError as error:  # torch wraps the worker's traceback round the message
+        raise type(error)(str(error).strip().splitlines()[-1].split(": ", 1)[-1]) from error
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a process that decodes images died (out of memory, or of shared memory in a container); "
+            "try --workers 0 or a smaller --batch"
+        ) from error
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class CachedImage:
 
     offset: int  # in float16 numbers
     shapes: tuple[tuple[int, ...], ...]
-    labels: NDArray[np.int64]
+    labels: UInt8
 
 
 class FeatureCache:
@@ -116,7 +128,7 @@ class FeatureCache:
                     pixels = torch.from_numpy(image)[None].to(device)
                     maps = net.features(pad(normalise(pixels, net.mean, net.std)))
                 arrays = [m[0].to("cpu", torch.float16).contiguous().numpy() for m in maps]
-                labels = sample_labels(training_labels(data, index, unseen, image.shape[:2]))
+                labels = sample_labels(training_labels(data, index, unseen, image.shape[:2])).astype(np.uint8)
                 self._images[index] = CachedImage(offset, tuple(a.shape for a in arrays), labels)
                 offset += sum(a.size for a in arrays)
                 _write(file, arrays, folder)
@@ -132,9 +144,9 @@ class FeatureCache:
             windows = [self._window(position, crop, seed) for position in batch]
             maps = zip(*(window[0] for window in windows), strict=True)
             features = [torch.from_numpy(np.stack(arrays)).float() for arrays in maps]
-            yield features, torch.from_numpy(np.stack([window[1] for window in windows]))
+            yield features, torch.from_numpy(np.stack([window[1] for window in windows]).astype(np.int64))
 
-    def _window(self, position: Position, crop: int, seed: int) -> tuple[list[NDArray[np.float16]], NDArray[np.int64]]:
+    def _window(self, position: Position, crop: int, seed: int) -> tuple[list[NDArray[np.float16]], UInt8]:
         image = self._images[position.index]
         rng = np.random.default_rng([seed, position.epoch, position.index])
         height, width = (-(-n * LABEL_STRIDE // PAD_TO) * PAD_TO for n in image.labels.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 INTERRUPTED = 130
+MAX_SEED = 2**31 - 1
+OUT_OF_MEMORY = "out of memory; try a smaller --batch, --crop or --max-side"
 PIPED_WIDTH = 120  # columns of a table that goes to no terminal
 
 
@@ -59,9 +62,13 @@ class _Commands(TyperGroup):
         except ZssegError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted; no artifact was changed", code=INTERRUPTED)
+            _fail("interrupted; whatever stands under a final name is whole", code=INTERRUPTED)
         except MemoryError:
-            _fail("out of memory; try a smaller --batch, --crop or --max-side")
+            _fail(OUT_OF_MEMORY)
+        except RuntimeError as error:  # torch's way to say it, on the CPU and on a GPU
+            if "memory" not in str(error):
+                raise
+            _fail(OUT_OF_MEMORY)
         except BrokenPipeError:
             sys.stdout = None  # the reader went away; leave nothing for the interpreter to flush
             raise SystemExit(1) from None
@@ -92,7 +99,7 @@ Workspace = Annotated[
     Path, typer.Option(envvar="ZSSEG_WORKSPACE", help="Folder of the artifacts.", show_default="current folder")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing outputs.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr, and of the notes only warnings.")]
 DataFile = Annotated[Path | None, typer.Option("--data", help="The data artifact.", show_default="WORKSPACE/data.h5")]
 LabelsFile = Annotated[
     Path | None, typer.Option("--labels", help="The labels artifact.", show_default="WORKSPACE/labels.h5")
@@ -156,7 +163,9 @@ def fetch_data(
     val_fraction: Annotated[
         float, typer.Option(min=0.0, max=0.9, help="folder without lists: the share of validation images.")
     ] = FetchConfig.val_fraction,
-    seed: Annotated[int, typer.Option(help="Of sample, and of folder without lists.")] = FetchConfig.seed,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of sample, and of folder without lists.")
+    ] = FetchConfig.seed,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave broken images out and name them, instead of stopping.")
     ] = FetchConfig.skip_bad,
@@ -172,7 +181,9 @@ def fetch_data(
     with _Bars(quiet) as bars:
         if source in ("glove-6b", *VECTOR_FILES):
             path = fetch.fetch_vectors(source, root=root, progress=bars)
-            _show(f"{path}: use it with `zsseg embed-labels --vectors`")
+            name = "glove-6b-300d" if source == "glove-6b" else source
+            given = (root / VECTOR_FILES[name]) if root else name
+            _show(f"{path}: use it with `zsseg embed-labels --vectors {given}`")
             return
         summary = fetch.fetch_data(
             out or workspace / "data.h5",
@@ -233,7 +244,7 @@ def make_split(
     random: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Draw K unseen classes by --seed.")
     ] = SplitConfig.random,
-    seed: Annotated[int, typer.Option(help="Of --random.")] = SplitConfig.seed,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of --random.")] = SplitConfig.seed,
     policy: Annotated[
         Policy,
         typer.Option(help="ignore: unseen pixels become void; drop: photos with an unseen pixel leave training."),
@@ -281,7 +292,7 @@ def train(
         typer.Option(min=0.0, help="Learning rate of new layers.", show_default="3e-3 for lite0, 3e-4 for fcn*"),
     ] = TrainConfig.lr,
     backbone_lr: Annotated[
-        float, typer.Option(min=0.0, help="The backbone's rate, as a multiple of --lr.")
+        float, typer.Option(min=0.0, help="The backbone's rate, as a multiple of --lr; none with --frozen.")
     ] = TrainConfig.backbone_lr,
     crop: Annotated[
         int | None,
@@ -301,7 +312,7 @@ def train(
     precision: PrecisionOption = TrainConfig.precision,
     device: DeviceOption = TrainConfig.device,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = TrainConfig.workers,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = TrainConfig.seed,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = TrainConfig.seed,
     checkpoint_every: Annotated[
         float, typer.Option(min=0.0, help="Minutes between writings of the unfinished model.")
     ] = TrainConfig.checkpoint_every,
@@ -328,8 +339,11 @@ def train(
         given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
         config = replace(training.recorded_config(files.out), **given)
     with _Bars(quiet) as bars:
-        _need_split(files, unseen, bars)  # first: a misspelt class stops it before anything is made
+        if config.loss == "softmax" and (dim is not None or labels is not None):
+            raise SettingError("--dim, --labels: softmax has no class vectors; leave them out, or take --loss mse")
+        _check_unseen(files, unseen)  # first: a misspelt class stops it before anything is made
         label_file = None if config.loss == "softmax" else _need_labels(files, dim)
+        _need_split(files, unseen, bars)
         summary = training.train(
             files.data, files.split, label_file, files.out, config, force=force, resume=resume, progress=bars
         )
@@ -491,6 +505,14 @@ def _need_labels(files: _Files, dim: int | None) -> Path:
     return files.labels
 
 
+def _check_unseen(files: _Files, unseen: str | None) -> None:
+    from zsseg import split
+    from zsseg.artifacts import open_artifact
+
+    with open_artifact(files.data, "data", verify=False) as images:
+        split.choose_unseen(images.strings("names"), SplitConfig(unseen=_listed(unseen)))
+
+
 def _need_split(files: _Files, unseen: str | None, bars: _Bars) -> None:
     """Make split.h5 from --unseen where it is missing; where it exists it must agree."""
     from zsseg import split
@@ -522,7 +544,7 @@ def _is_given(ctx: typer.Context, key: str) -> bool:
 
 def _resume_line() -> str:
     words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-    return " ".join(["zsseg", *words, "--resume"])
+    return shlex.join(["zsseg", *words, "--resume"])
 
 
 def _existing(path: Path) -> Path | None:
@@ -539,7 +561,9 @@ def _check_json(path: Path, *, force: bool) -> None:
 
 
 def _show(result: RenderableType) -> None:
-    _console(stderr=False).print(result, highlight=False, soft_wrap=isinstance(result, str))
+    _console(stderr=False).print(
+        _text(result) if isinstance(result, str) else result, highlight=False, soft_wrap=isinstance(result, str)
+    )
 
 
 def _console(*, stderr: bool) -> Console:
@@ -571,12 +595,11 @@ class _Bars:
 
     def __enter__(self) -> _Bars:
         logger = logging.getLogger("zsseg")
-        if not self._quiet:
-            logger.setLevel(logging.INFO)
-            logger.addHandler(self._notes)
-            if self._console.is_terminal:
-                self._bars = _bars(self._console)
-                self._bars.start()
+        logger.setLevel(logging.WARNING if self._quiet else logging.INFO)
+        logger.addHandler(self._notes)
+        if not self._quiet and self._console.is_terminal:
+            self._bars = _bars(self._console)
+            self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:

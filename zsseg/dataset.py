@@ -53,12 +53,12 @@ def training_labels(data: Artifact, index: int, unseen: Sequence[int], size: tup
     encoded = data.bytes_at("label_maps", index)
     if not encoded:
         return np.full(size, VOID, dtype=np.uint8)
-    return hide_unseen(decode_label_map(encoded, f"label map {index}"), unseen)
+    return hide_unseen(decode_label_map(encoded, f"label map {index} of {data.path}"), unseen)
 
 
 def read_image(data: Artifact, index: int) -> UInt8:
     """Read and decode one image, uint8 (H, W, 3)."""
-    return decode_image(data.bytes_at("images", index), f"image {index}")
+    return decode_image(data.bytes_at("images", index), f"image {index} of {data.path}")
 
 
 def seen_pixels(

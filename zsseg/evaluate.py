@@ -51,6 +51,7 @@ class Counts:
     generalized: NDArray[np.int64]
     vanilla: NDArray[np.int64]
     images_per_class: NDArray[np.int64]
+    images: int = 0
 
 
 def evaluate(
@@ -86,7 +87,7 @@ def evaluate(
     if not counts.images_per_class.any():
         raise DataError(f"{data}: its {config.partition} photos have no label maps; eval needs the truth")
     _write(out, loaded, counts, config, inputs, force=force)
-    return summarise(out, min_images=config.min_images, config=config, images=len(chosen))
+    return summarise(out, min_images=config.min_images, config=config, images=counts.images)
 
 
 def summarise(path: Path, *, min_images: int, config: EvalConfig, images: int) -> EvalSummary:
@@ -156,16 +157,20 @@ def _count(model: Model, images: Artifact, chosen: list[int], config: EvalConfig
         np.zeros((classes, classes), dtype=np.int64),
         np.zeros(classes, dtype=np.int64),
     )
+    ids = images.strings("ids")
     for index in progress.track(chosen, "scoring", len(chosen)):
         encoded = images.bytes_at("label_maps", index)
         if encoded:
-            _count_image(model, counts, images.bytes_at("images", index), encoded, config)
+            _count_image(model, counts, images.bytes_at("images", index), encoded, ids[index], config=config)
+            counts.images += 1
     return counts
 
 
-def _count_image(model: Model, counts: Counts, encoded_image: bytes, encoded_truth: bytes, config: EvalConfig) -> None:
-    image = decode_image(encoded_image, "a photo of data.h5")
-    truth = decode_label_map(encoded_truth, "a label map of data.h5")
+def _count_image(
+    model: Model, counts: Counts, encoded_image: bytes, encoded_truth: bytes, name: str, *, config: EvalConfig
+) -> None:
+    image = decode_image(encoded_image, f"photo {name}")
+    truth = decode_label_map(encoded_truth, f"label map of {name}")
     grid = score_image(model, image, max_side=config.max_side)
     among_all, among_seen, among_unseen = label_maps(grid, _biases(model, config.seen_bias))
     classes = len(model.names)
@@ -189,7 +194,7 @@ def _biases(model: Model, seen_bias: float) -> list[NDArray[np.float32]]:
 
 def _write(out: Path, model: Model, counts: Counts, config: EvalConfig, inputs: dict[str, str], *, force: bool) -> None:
     protocol = {"grid": "native", "background": "a class like any other", "label_space": "all classes"}
-    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "min_images")}
+    settings = {key: value for key, value in asdict(config).items() if key != "device"}
     params = {**settings, "precision": model.precision, "protocol": protocol, "model": model.params}
     with create(out, "scores", params=params, inputs=inputs, force=force) as writer:
         writer.put("names", model.names)

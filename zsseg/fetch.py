@@ -50,7 +50,6 @@ class FetchSummary:
         names: Class names in index order.
         train: How many training images.
         val: How many validation images.
-        unlabelled: How many of them have no label map.
         skipped: What `skip_bad` left out: file name and reason.
     """
 
@@ -59,7 +58,6 @@ class FetchSummary:
     names: tuple[str, ...]
     train: int
     val: int
-    unlabelled: int
     skipped: tuple[Bad, ...]
 
 
@@ -118,7 +116,7 @@ def fetch_data(
                 raise _bad_files(bad, len(train) + len(val))
             if not sum(counts):
                 raise DataError(f"{': '.join(bad[0])}; none of the {len(bad)} files can be used")
-    return FetchSummary(out, config.source, source.names, *counts, unlabelled=0, skipped=bad)
+    return FetchSummary(out, config.source, source.names, *counts, skipped=bad)
 
 
 def fetch_vectors(name: str, *, root: Path | None = None, progress: Progress = SILENT) -> Path:

@@ -7,7 +7,7 @@ scoring on the coarse h × w grid and upsampling the C scores gives exactly what
 and searching at full size gives, at a fraction of the cost; no D × H × W tensor is ever made. Where the
 class vectors have unit length (the default) the ranking is that of the dot product, hence of the cosine, too: ‖f‖ does
 not matter.
-Large images go through in tiles of rows, so memory does not grow with C × H × W.
+Large images go through in tiles of rows, so that C × H × W scores never exist at once.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def as_rgb(image: UInt8 | Image.Image | str | Path) -> UInt8:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise DataError(f"an image array has dtype {array.dtype} and shape {array.shape}, expected uint8 (H, W, 3)")
-    return array
+    return np.require(array, requirements=["C", "W"])  # torch takes neither mirrored nor read-only arrays
 
 
 def nne_scores(embeddings: Tensor, vectors: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ def predict(
         photos = _named(photo for path in images for photo in _expand(path, opened))
         if not photos:
             raise DataError(f"{', '.join(map(str, images))}: no validation photo to predict; name photos or a folder")
+        loaded = load_model(model, device=config.device, precision=config.precision)
         _check_pictures(photos, pictures, force=force)
         drafts = Path(opened.enter_context(TemporaryDirectory(dir=pictures, prefix=".drafts-")))
-        loaded = load_model(model, device=config.device, precision=config.precision)
         settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
         params = {**settings, "precision": loaded.precision}
         shares, skipped = {}, []
@@ -118,7 +118,7 @@ def predict(
 def _expand(path: Path, opened: ExitStack) -> Iterator[tuple[str, _Photo]]:
     """Yield the photos that one argument stands for, with the id that each would like."""
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        files = sorted(file for file in path.iterdir() if _is_photo(file))
         if not files:
             raise DataError(f"{path}: this folder holds no image file ({', '.join(IMAGE_SUFFIXES)})")
         for file in files:
@@ -132,9 +132,20 @@ def _expand(path: Path, opened: ExitStack) -> Iterator[tuple[str, _Photo]]:
         data = opened.enter_context(open_artifact(path, "data"))
         ids = data.strings("ids")
         for index in data.array("val").tolist():
-            yield ids[index], _from_data(data, ids[index], index)
+            yield _file_name(ids[index]), _from_data(data, ids[index], index)
     else:
         yield path.stem, _from_file(path)
+
+
+def _is_photo(file: Path) -> bool:
+    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+def _file_name(photo_id: str) -> str:
+    """Return an id that is fit to name a file; an artifact from elsewhere may hold anything."""
+    if photo_id in ("", ".", "..") or any(char in photo_id for char in "/\\\0"):
+        raise DataError(f"the id {photo_id!r} of a photo cannot name a file; import the photos again with other names")
+    return photo_id
 
 
 def _from_file(file: Path) -> _Photo:

@@ -37,8 +37,8 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
     "data": {
         "names": Field("str", ("C",), "class names in index order"),
         "ids": Field("str", ("N",), "image ids, unique"),
-        "images": Field("bytes", ("N",), "the image files' bytes, unchanged (JPEG or PNG)"),
-        "label_maps": Field("bytes", ("N",), "palette PNG of class ids, 255 = void; empty where there is none"),
+        "images": Field("bytes", ("N",), "the image files' bytes, unchanged if JPEG or PNG, else as PNG"),
+        "label_maps": Field("bytes", ("N",), "PNG of class ids, 255 = void; empty where there is none"),
         "sizes": Field("int32", ("N", 2), "height and width in pixels, upright"),
         "train": Field("int64", ("T",), "indices of the training images, ascending"),
         "val": Field("int64", ("V",), "indices of the validation images, ascending"),

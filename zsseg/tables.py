@@ -33,8 +33,6 @@ def fetched(summary: FetchSummary) -> RenderableType:
             f"{len(summary.names)} classes"
         )
     ]
-    if summary.unlabelled:
-        lines.append(Text(f"{summary.unlabelled} of them have no label map"))
     return Group(*lines, *_skipped(summary.skipped))
 
 

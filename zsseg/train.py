@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CROP = 320
 WARMUP = 100  # steps, at most a tenth of the run
-VAL_IMAGES = 50  # of the validation curve
+VAL_IMAGES = 30  # of the validation curve
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,6 @@ def train(
     with torch.random.fork_rng(devices=[]):
         state = _resume(task, out) if resume else _start(task)
         finished = _run(task, state, out, progress)
-    _save(task, state, out)
     return TrainSummary(
         path=out,
         finished=finished,
@@ -179,7 +178,7 @@ def learning_rate(step: int, total: int, peak: float) -> float:
 
 
 def _run(task: Task, state: State, out: Path, progress: Progress) -> bool:
-    """Train until the end or an interrupt; return whether the end was reached."""
+    """Train until the end or an interrupt, and save; return whether the end was reached."""
     config = task.config
     positions = batch_positions(
         task.train, batch=config.batch, epochs=config.epochs, seed=config.seed, start=state.step
@@ -192,7 +191,7 @@ def _run(task: Task, state: State, out: Path, progress: Progress) -> bool:
             _step(task, state, inputs, labels, run_net=run_net, loss_of=loss_of)
             progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
             if state.step % task.steps_per_epoch == 0:
-                state.val_seen_miou.append(_validate(task, state.net))
+                state.val_seen_miou.append(_validate(task, state.net))  # short, so an interrupt waits for it
                 log.info(
                     "epoch %d/%d: loss %.4f, val seen mIoU %.3f",
                     state.step // task.steps_per_epoch,
@@ -201,11 +200,12 @@ def _run(task: Task, state: State, out: Path, progress: Progress) -> bool:
                     state.val_seen_miou[-1],
                 )
             if interrupted.is_set():
-                return state.step == task.total_steps
+                break
             if time.monotonic() - saved > 60 * config.checkpoint_every and state.step < task.total_steps:
                 _save(task, state, out)
                 saved = time.monotonic()
-    return True
+        _save(task, state, out)
+    return state.step == task.total_steps
 
 
 def _step(
@@ -299,11 +299,14 @@ def _validate(task: Task, net: SegmentationNet) -> float:
     return metrics.score(matrix, seen=task.seen.tolist(), unseen=task.unseen.tolist()).seen_miou
 
 
-def _set_mode(net: nn.Module, *, training: bool) -> None:
-    """Switch dropout; batch normalisation keeps its ImageNet statistics, as is usual with small batches."""
+def _set_mode(net: SegmentationNet, *, training: bool) -> None:
+    """Switch dropout; batch normalisation keeps its ImageNet statistics, as is usual with small batches.
+
+    A backbone from random has no statistics yet, so there it gathers them.
+    """
     net.eval()
     for module in net.modules():
-        if isinstance(module, nn.Dropout2d | nn.Dropout):
+        if isinstance(module, nn.Dropout2d | nn.Dropout) or (isinstance(module, nn.BatchNorm2d) and net.from_random):
             module.train(training)
 
 
@@ -374,6 +377,11 @@ def _start(task: Task) -> State:
 
 
 def _state(task: Task, net: SegmentationNet, pretrained: dict[str, str]) -> State:
+    net.from_random = pretrained["source"] == "none"
+    if net.from_random and task.config.frozen:
+        raise SettingError(
+            "--frozen keeps the backbone as it is, --weights none makes it random; leave one of them out"
+        )
     net = net.to(task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     _set_mode(net, training=True)
     for module in net.backbone_modules() if task.config.frozen else ():
@@ -499,6 +507,7 @@ def _interrupts() -> Iterator[threading.Event]:
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         event.set()
+        log.warning("interrupted: finishing this step and saving; once more gives it up")
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -18,6 +18,7 @@ class SegmentationNet(nn.Module):
         feature_strides: The stride of each map that `features` returns; None for an image-level one.
         mean: Channel means that the backbone's weights expect, RGB in [0, 1].
         std: Channel standard deviations, likewise.
+        from_random: Whether the backbone, too, started from random.
         fresh: Name prefixes of the parameters that start from random and learn at the full rate.
     """
 
@@ -26,6 +27,7 @@ class SegmentationNet(nn.Module):
     mean: ClassVar[tuple[float, float, float]]
     std: ClassVar[tuple[float, float, float]]
     fresh: tuple[str, ...]
+    from_random: bool = False
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Run the backbone on padded input, (N, 3, H, W) -> feature maps, finest first."""

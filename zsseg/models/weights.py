@@ -69,7 +69,7 @@ def _torchvision_vgg16() -> dict[str, Tensor]:
     from torchvision.models import VGG16_Weights
 
     try:
-        state: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
+        state: dict[str, Tensor] = VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # urllib, ssl, socket, disk: each means that the weights are not here
         reason = " ".join(str(error).split())
         raise DataError(
