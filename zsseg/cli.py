@@ -6,6 +6,7 @@ Each command loads the module that does the work inside its body, so `zsseg --he
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -660,4 +661,7 @@ def _text(text: str) -> Any:
 
 def main() -> None:
     """Run the command line."""
+    # Importing torch and timm makes a million objects that stay; walking them again and again as they come took one
+    # of the five seconds of a whole `zsseg predict`.
+    gc.set_threshold(100_000)
     app()
