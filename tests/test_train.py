@@ -309,9 +309,9 @@ def interrupted_run(space: Path, *words: object, number: int = signal.SIGINT, af
     command = [sys.executable, "-m", "zsseg", "train", *map(str, words), "--workspace", str(space)]
     log = space / "stderr.txt"
     with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        # as many threads as this process has: sums over pixels depend on how they are shared out
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env={**os.environ, **threads})
         try:
             end = time.monotonic() + 60
             while process.poll() is None and f"epoch {after}/" not in log.read_text() and time.monotonic() < end:
