@@ -4,7 +4,7 @@
         --vgg vgg16-hed.safetensors --out docs/images/stability.png
 
 One run for each of lite0, fcn32s, fcn16s, fcn8s times mse at 20, 50, 100 dims and softmax: the same photos in the same
-order, default settings but for a smaller crop and fewer steps, so that it takes minutes on a CPU.
+order, default settings but for a smaller crop and batch and fewer steps, so that it takes minutes on a CPU.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main() -> None:
                 label = f"{loss} {dim}" if dim else loss
                 curves[model, label] = _losses(work, data, split, dim, config)
                 _report(model, label, curves[model, label])
-    _draw(curves, options.out)
+                _draw(curves, options.out)  # each time, for a look at what is there so far
 
 
 def _losses(work: Path, data: Path, split: Path, dim: int | None, config: TrainConfig) -> np.ndarray:
