@@ -119,15 +119,15 @@ def test_fcn8s_without_skips_is_fcn32s_upsampled_twice() -> None:
         torch.testing.assert_close(net(image), expected)
 
 
-@torch.inference_mode()
 def naively_normalised(maps: torch.Tensor) -> torch.Tensor:
     """Bring the channels of every cell to mean 0 and variance 1."""
     mean = maps.mean(dim=1, keepdim=True)
     return (maps - mean) / (maps.var(dim=1, keepdim=True, unbiased=False) + 1e-5).sqrt()
 
 
+@torch.inference_mode()
 def test_the_skips_of_fcn8s_add_the_scores_of_their_own_maps() -> None:
-    """With fc7's score at 0, FCN-8s is the score of normalised pool3 plus that of pool4 upsampled by 2: no skip is swapped."""
+    """With fc7's score at 0, FCN-8s is pool3's score plus pool4's upsampled by 2, both normalised: no swap."""
     net = small("fcn8s")
     assert isinstance(net, FCN)
     assert net.score_pool3 is not None

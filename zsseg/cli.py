@@ -290,7 +290,7 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = TrainConfig.batch,
     lr: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Learning rate of new layers.", show_default="3e-3 for lite0, 3e-4 for fcn*"),
+        typer.Option(min=0.0, help="Learning rate of new layers.", show_default="3e-3 for lite0, 1e-4 for fcn*"),
     ] = TrainConfig.lr,
     backbone_lr: Annotated[
         float, typer.Option(min=0.0, help="The backbone's rate, as a multiple of --lr; none with --frozen.")

@@ -42,4 +42,4 @@ def out_dim(loss: LossName, *, dim: int, seen: int) -> int:
 
 def default_lr(model: ModelName) -> float:
     """Return the default learning rate of freshly initialised layers; docs/training.md has the curves."""
-    return 3e-3 if model == "lite0" else 3e-4
+    return 3e-3 if model == "lite0" else 1e-4
