@@ -50,7 +50,8 @@ def main() -> None:
         with open_artifact(data, "data") as images:
             names = images.strings("names")
         for dim in DIMS:
-            config = EmbedConfig(vectors=options.vectors, vocabulary=options.vocabulary, dim=dim)
+            vocabulary = () if options.vocabulary is None else (options.vocabulary,)
+            config = EmbedConfig(vectors=(options.vectors,), vocabulary=vocabulary, dim=dim)
             embed_labels(names, work / f"labels{dim}.h5", config)
         for model in options.models.split(","):
             for loss, dim in [*(("mse", dim) for dim in DIMS), ("softmax", None)]:

@@ -289,6 +289,34 @@ def test_more_dims_than_the_vectors_have(space: Path) -> None:
     refuse(space, "embed-labels", "--dim", "20", "--fit-words", "10", "--force", says=("--dim 20", "--fit-words"))
 
 
+def test_embed_labels_concatenates_and_reports(space: Path) -> None:
+    """Two sources, --audit and --json: the table on stdout, the same numbers in the file."""
+    folder = space.parent
+    for name, seed in (("one.txt", 0), ("two.txt", 1)):
+        rows = np.random.default_rng(seed).normal(size=(40, 8))
+        words = [*NAMES, *(f"word{number}" for number in range(35))]
+        lines = [f"{word} {' '.join(map(str, row))}" for word, row in zip(words, rows.tolist(), strict=True)]
+        (folder / name).write_text("\n".join(lines) + "\n")
+    options = ("--vectors", folder / "one.txt", "--vectors", folder / "two.txt", "--dim", "5", "--remove-top", "1")
+    result = zsseg("embed-labels", *options, "--audit", "--json", folder / "audit.json", "--force")
+    assert "one.txt and two.txt" in result.stdout
+    assert "rank agreement" in result.stdout
+    report = json.loads((folder / "audit.json").read_text())
+    assert sum(report["occurrence"]["1"].values()) == len(report["names"])
+    assert ["one.txt", "two.txt"] in [row["of"] for row in report["agreement"]]
+    printed = zsseg("embed-labels", *options, "--json", "-", "--force")
+    assert json.loads(printed.stdout) == report
+
+
+def test_embed_labels_refuses_what_does_not_fit(space: Path) -> None:
+    """Options that contradict each other stop it with one line and leave labels.h5 alone."""
+    refuse(space, "embed-labels", "--reduce", "none", "--dim", "50", "--force", says=("--dim 50", "--reduce none"))
+    refuse(space, "embed-labels", "--retrofit", "--wordnet", space, "--force", says=("--wordnet", "data.noun"))
+    refuse(space, "embed-labels", "--text-weights", "x.pt", "--force", says=("--text-weights", "clip:MODEL"))
+    encoder = ("--vectors", "all-minilm-l6-v2", "--prompt", "a photo")
+    refuse(space, "embed-labels", *encoder, "--force", says=("--prompt", "{}"))
+
+
 def test_an_unknown_preset(space: Path) -> None:
     """An unknown preset lists the known ones; a known one that the data cannot meet names the lacking classes."""
     refuse(space, "make-split", "--preset", "zs3-3", "--force", says=("zs3-3", "zs3-2", "spnet"))
@@ -312,7 +340,7 @@ def test_usage_errors(space: Path) -> None:
     """Unknown options, commands and choices, and missing arguments, exit with 2."""
     misuse(space, "eval", "--nosuch", says="--nosuch")
     misuse(space, "evaluate", says="evaluate")
-    misuse(space, "train", "--loss", "hinge", says="softmax")
+    misuse(space, "train", "--loss", "dice", says="softmax")
     misuse(space, "train", "--model", space / "labels.h5", says="fcn32s")
     misuse(space, "train", "--epochs", "many", says="--epochs")
     misuse(space, "predict", says="IMAGE")

@@ -14,7 +14,18 @@ import typer.main
 
 from zsseg.classes import UNSEEN_PRESETS
 from zsseg.cli import app
-from zsseg.config import Device, LossName, ModelName, Normalize, Partition, Policy, Precision, Weighting
+from zsseg.config import (
+    CalibrationName,
+    Device,
+    LossName,
+    ModelName,
+    Normalize,
+    Partition,
+    Policy,
+    Precision,
+    Protocol,
+    Weighting,
+)
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -24,7 +35,8 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("train", "--weighting"): get_args(Weighting), ("train", "--precision"): get_args(Precision),
     ("train", "--device"): get_args(Device), ("make-split", "--policy"): get_args(Policy),
     ("make-split", "--preset"): tuple(UNSEEN_PRESETS), ("embed-labels", "--normalize"): get_args(Normalize),
-    ("eval", "--partition"): get_args(Partition),
+    ("eval", "--partition"): get_args(Partition), ("eval", "--protocol"): get_args(Protocol),
+    ("train", "--calibration"): get_args(CalibrationName),
 }  # fmt: skip
 DOCUMENTS = ("README.md", "examples/quickstart.sh", "docs/artifacts.md")
 ENTRY = re.compile(r"(?:^|[\s`$(/;&|])(?:python -m )?zsseg(?=((?:[ \t]+[^`\n]*)?))")
@@ -123,13 +135,13 @@ def test_the_reader_of_documents_finds_mistakes(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "Run `zsseg train --dims 50`, never `zsseg.load`.\n\n```sh\n$ zsseg fetchdata sample\n"
-        "zsseg train --loss hinge && zsseg eval \\\n  --json - > s.json\n"
+        "zsseg train --loss dice && zsseg eval \\\n  --json - > s.json\n"
         'zsseg predict "a b.jpg" --seen-bias -0.5 | cat  # it\'s fine\n```\n'
     )
     found = {" ".join(words): problem(words) for words in command_lines(page)}
     assert found["train --dims 50"] == "train has no option '--dims'"
     assert found["fetchdata sample"] == "no command 'fetchdata'"
-    assert found["train --loss hinge"] == "train --loss takes no 'hinge'"
+    assert found["train --loss dice"] == "train --loss takes no 'dice'"
     assert found["eval --json -"] is None
     assert [what for line, what in found.items() if line.startswith("predict")] == [None]
     assert len(found) == 5

@@ -18,12 +18,14 @@ PACKAGE = Path(zsseg.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
-    ("tables",),
+    ("tables", "seeds"),
     ("fetch", "embed", "split", "train", "evaluate", "predict", "visualize"),
+    ("probe",),
     ("batches", "inference", "folders", "voc"),
-    ("dataset", "sources", "pictures"),
+    ("calibration",),
+    ("dataset", "sources", "pictures", "curve", "difficulty"),
     ("models", "losses", "metrics", "sample", "downloads", "archives"),
-    ("images", "hardware", "vectors"),
+    ("images", "hardware", "vectors", "wordnet", "sentences", "audit"),
     ("artifacts",),
     ("schema", "config", "classes", "errors", "progress"),
 )
@@ -32,7 +34,7 @@ SIDEWAYS = {("models", "models"), ("tables", "metrics")}
 VERBS = LAYERS[3]
 HEAVY = (
     "torch", "torchvision", "timm", "numpy", "h5py", "PIL", "gensim", "sklearn", "scipy", "matplotlib", "requests",
-    "pooch", "pyarrow",
+    "pooch", "pyarrow", "nltk", "transformers", "tokenizers", "open_clip",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from zsseg import inference
-from zsseg.errors import DataError
+from zsseg import calibration, inference
+from zsseg.calibration import Calibration
+from zsseg.errors import DataError, SettingError
 from zsseg.inference import (
     NEVER,
     Model,
     ScoreGrid,
     as_rgb,
+    calibrate,
+    chosen_calibration,
     class_scores,
-    label_maps,
+    contest,
+    label_map,
     nne_scores,
     predict_grid,
     score_tiles,
-    seen_bias_vector,
 )
 from zsseg.models import SegmentationNet
 
@@ -91,7 +95,7 @@ def test_nne_is_exact(stride: int, unit: bool, size: tuple[int, int], dims: int)
     if unit:
         vectors = F.normalize(vectors)
     grid = ScoreGrid(nne_scores(embeddings, vectors), stride, size, size)
-    (found,) = label_maps(grid, [np.zeros(21, dtype=np.float32)])
+    found = label_map(grid)
 
     full = F.interpolate(embeddings[None].double(), scale_factor=stride, mode="bilinear", align_corners=False)
     pixels = full[0, :, : size[0], : size[1]].flatten(1).T
@@ -139,46 +143,134 @@ def test_other_image_size(size: tuple[int, int]) -> None:
 def test_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tile size changes nothing but the number of tiles, which cover every row once."""
     grid = random_grid(4)
-    vector = seen_bias_vector(model(5), 0.3)
-    expected, expected_maps = joined(grid), label_maps(grid, [vector])
-    expected_prediction = predict_grid(model(5), grid, seen_bias=0.3)
+    chosen = calibration.stacking(5, (0, 2, 3, 4), 0.3)
+    expected, expected_map = joined(grid), label_map(grid, chosen)
+    expected_prediction = predict_grid(model(5), grid, chosen)
+    expected_contest = contest(grid, chosen, (0, 2, 3, 4), (1,))
     monkeypatch.setattr(inference, "TILE", tile)
     rows = [row for part, _ in score_tiles(grid) for row in range(part.start, part.stop)]
     assert rows == list(range(45))
     assert torch.equal(joined(grid), expected)
-    np.testing.assert_array_equal(label_maps(grid, [vector])[0], expected_maps[0])
-    found = predict_grid(model(5), grid, seen_bias=0.3)
+    np.testing.assert_array_equal(label_map(grid, chosen), expected_map)
+    np.testing.assert_array_equal(contest(grid, chosen, (0, 2, 3, 4), (1,)).gap, expected_contest.gap)
+    found = predict_grid(model(5), grid, chosen)
     np.testing.assert_array_equal(found.areas, expected_prediction.areas)
     np.testing.assert_allclose(found.mean_scores, expected_prediction.mean_scores, rtol=1e-6)
 
 
-def test_several_biases() -> None:
-    """Each bias gives the label map that it gives alone, and the best class is that of the biased scores."""
-    grid = random_grid(5)
-    biases = [np.zeros(5, np.float32), np.array([0, 1, 0, -1, 0.5], np.float32), np.full(5, 2, np.float32)]
-    together = label_maps(grid, biases)
-    scores = joined(grid).numpy()
-    for bias, found in zip(biases, together, strict=True):
-        assert (found.shape, found.dtype) == (grid.size, np.uint8)
-        np.testing.assert_array_equal(found, label_maps(grid, [bias])[0])
-        np.testing.assert_array_equal(found, (scores + bias[:, None, None]).argmax(axis=0))
+SEEN, UNSEEN = (0, 2, 3), (1, 4)
 
 
-def test_never() -> None:
-    """A class whose bias is NEVER is not predicted anywhere, and the others keep their order."""
-    grid = random_grid(6)
-    bias = np.zeros(5, np.float32)
-    bias[[0, 3]] = NEVER
-    (found,) = label_maps(grid, [bias])
-    assert set(np.unique(found)) == {1, 2, 4}
-    np.testing.assert_array_equal(found, np.array([1, 2, 4])[joined(grid)[[1, 2, 4]].argmax(dim=0).numpy()])
+def calibrations() -> dict[str, Calibration]:
+    """Return one calibration of each shape: none, a bias, a scale, and the gate on distances."""
+    rng = np.random.default_rng(0)
+    scale, bias = rng.uniform(0.5, 2, 5).astype(np.float32), rng.normal(0, 0.5, 5).astype(np.float32)
+    return {
+        "none": calibration.none(5),
+        "stacking": calibration.stacking(5, SEEN, 0.7),
+        "bias": Calibration("csls", np.ones(5, np.float32), bias),
+        "scale": Calibration("csls", scale, bias),
+        "gate": Calibration("csls", scale, bias, top2=True),
+        "apollonius": calibration.apollonius(5, SEEN, 0.6),
+    }
+
+
+def naive_label(scores: Float64, square: float, chosen: Calibration) -> int:
+    """Calibrate one pixel's scores, and pick its class."""
+    raw = scores - square / 2 if chosen.on_distances else scores
+    calibrated = [float(m) * s + float(b) for m, s, b in zip(chosen.scale, raw, chosen.bias, strict=True)]
+    competing = sorted(range(5), key=lambda index: -raw[index])[: 2 if chosen.top2 else 5]
+    return max(competing, key=lambda index: calibrated[index])
+
+
+def with_squares(grid: ScoreGrid) -> ScoreGrid:
+    """Give a grid the squared length of its embeddings, long enough for all distances to be positive."""
+    squares = 2 * grid.scores.max(dim=0).values + torch.rand(grid.scores.shape[1:], generator=torch.manual_seed(1)) + 1
+    return replace(grid, squares=squares)
+
+
+@pytest.mark.parametrize("name", list(calibrations()))
+def test_calibrated_labels(name: str) -> None:
+    """Labels of `predict`, of `label_map` and of a contest are those of a naive search at full size."""
+    grid, chosen = with_squares(random_grid(5, size=(20, 31))), calibrations()[name]
+    assert grid.squares is not None
+    scores = naive_upsampled(grid)
+    (squares,) = naive_upsampled(replace(grid, scores=grid.squares[None]))
+    expected = np.array([
+        [naive_label(scores[:, y, x], squares[y, x], chosen) for x in range(31)] for y in range(20)
+    ])  # fmt: skip
+    np.testing.assert_array_equal(label_map(grid, chosen), expected)
+    np.testing.assert_array_equal(predict_grid(model(5), grid, chosen).label_map, expected)
+    np.testing.assert_array_equal(contest(grid, chosen, SEEN, UNSEEN).label_map, expected)
+    if name != "none":
+        assert (expected != label_map(grid)).any()
+
+
+def test_apollonius_of_one_is_plain_nne() -> None:
+    """With σ = 1 nothing changes, with σ → 0 a pixel goes to an unseen class wherever one passes the gate."""
+    grid = with_squares(random_grid(6))
+    np.testing.assert_array_equal(label_map(grid, calibration.apollonius(5, SEEN, 1.0)), label_map(grid))
+    top2 = joined(grid).topk(2, dim=0).indices.numpy()
+    extreme = label_map(grid, calibration.apollonius(5, SEEN, 1e-6))
+    np.testing.assert_array_equal(np.isin(extreme, UNSEEN), np.isin(top2, UNSEEN).any(axis=0))
+
+
+@pytest.mark.parametrize("name", list(calibrations()))
+def test_contest(name: str) -> None:
+    """The gap says what a further bias does: under it the seen class wins where the gap is larger."""
+    grid, chosen = with_squares(random_grid(9)), calibrations()[name]
+    found = contest(grid, chosen, SEEN, UNSEEN)
+    assert set(np.unique(found.seen)) <= set(SEEN)
+    assert set(np.unique(found.unseen)) <= set(UNSEEN)
+    for gamma in (-0.5, 0.25, 1.0):
+        if chosen.on_distances:
+            moved = replace(chosen, scale=calibration.apollonius(5, SEEN, 0.6 * np.exp(-gamma)).scale)
+        else:
+            moved = replace(chosen, bias=chosen.bias - np.isin(range(5), SEEN).astype(np.float32) * np.float32(gamma))
+        clear = np.abs(found.gap - gamma) > 1e-4
+        expected = np.where(found.gap > gamma, found.seen, found.unseen)
+        np.testing.assert_array_equal(label_map(grid, moved)[clear], expected[clear])
+
+
+def test_contest_leaves_other_classes_out() -> None:
+    """A class in neither list competes nowhere, not for a place in the gate either."""
+    grid = with_squares(random_grid(10))
+    for chosen in calibrations().values():
+        found = contest(grid, chosen, (0, 2), (4,))
+        assert set(np.unique(found.label_map)) == {0, 2, 4}
+        assert set(np.unique(label_map(grid, chosen, excluded=(1, 3)))) == {0, 2, 4}
+    fewer = replace(grid, scores=grid.scores[[0, 2, 4]])
+    expected = label_map(fewer, calibration.apollonius(3, (0, 1), 0.6))
+    found = contest(grid, calibration.apollonius(5, SEEN, 0.6), (0, 2), (4,))
+    np.testing.assert_array_equal(found.label_map, np.array([0, 2, 4])[expected])
+
+
+def test_of_equals_the_first_class_wins() -> None:
+    """Where scores are equal, all three ways to a label map take the lower id, whichever of the two is seen."""
+    grid = ScoreGrid(torch.zeros(4, 2, 2), 8, (16, 16), (16, 16))
+    for seen, unseen in (((0, 1), (2, 3)), ((2, 3), (0, 1))):
+        assert (contest(grid, calibration.none(4), seen, unseen).label_map == 0).all()
+    assert (label_map(grid) == 0).all()
+
+
+def test_which_calibration_is_used() -> None:
+    """A model's own by default, none on demand, and a seen bias in its place, 0 included."""
+    own = calibration.apollonius(5, SEEN, 0.6)
+    calibrated = replace(model(5, unseen=UNSEEN), calibration=own)
+    assert chosen_calibration(calibrated, "model", None) is own
+    assert chosen_calibration(calibrated, "none", None).is_identity
+    assert chosen_calibration(calibrated, "model", 0.0).is_identity
+    assert chosen_calibration(calibrated, "model", 0.5).bias.tolist() == [-0.5, 0, -0.5, -0.5, 0]
+    assert chosen_calibration(model(5), "model", None).is_identity
+    grid = with_squares(random_grid(11))
+    np.testing.assert_array_equal(predict_grid(calibrated, grid).label_map, label_map(grid, own))
 
 
 def test_seen_bias_is_monotone() -> None:
     """The higher the bias, the fewer pixels go to seen classes: from all to none."""
     grid, chosen = random_grid(7), model(5, unseen=(1, 4))
     areas = [
-        int(predict_grid(chosen, grid, seen_bias=bias).areas[list(chosen.seen)].sum())
+        int(predict_grid(chosen, grid, calibration.stacking(5, chosen.seen, bias)).areas[list(chosen.seen)].sum())
         for bias in (-100, -1, -0.1, 0, 0.1, 0.5, 1, 2, 100)
     ]
     assert areas == sorted(areas, reverse=True)
@@ -191,7 +283,7 @@ def test_predict_grid(seen_bias: float) -> None:
     """Areas add up to the image; the mean score of a class is that of its pixels, NaN where it has none."""
     grid = random_grid(8, classes=6)
     grid.scores[5] -= 50
-    prediction = predict_grid(model(6), grid, seen_bias=seen_bias)
+    prediction = predict_grid(model(6), grid, calibration.stacking(6, model(6).seen, seen_bias))
     scores = joined(grid).numpy() - np.array([seen_bias, 0, *[seen_bias] * 4])[:, None, None]
     np.testing.assert_array_equal(prediction.label_map, scores.argmax(axis=0))
     assert prediction.areas.sum() == 45 * 70
@@ -212,7 +304,9 @@ def test_softmax_scores() -> None:
     assert torch.equal(scores[[1, 2, 4]], logits)
     assert (scores[[0, 3]] == NEVER).all()
     grid = ScoreGrid(scores, 8, (16, 32), (16, 32))
-    assert set(np.unique(predict_grid(chosen, grid, seen_bias=5.0).label_map)) <= {1, 2, 4}
+    assert set(np.unique(predict_grid(chosen, grid, calibration.stacking(5, (1, 2, 4), 5.0)).label_map)) <= {1, 2, 4}
+    with pytest.raises(SettingError, match="a softmax model has none"):
+        calibrate(grid, calibration.apollonius(5, (1, 2, 4), 0.5))
 
 
 def test_joint_scores() -> None:

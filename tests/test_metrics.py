@@ -212,3 +212,18 @@ def test_perfect() -> None:
     scores = score(confusion(truth, truth, 4), seen=[0, 1], unseen=[2, 3])
     assert {value for value in vars(scores).values() if isinstance(value, float)} == {1.0}
     assert scores.iou.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("min_images", [0, 2])
+def test_absent_classes_as_zero(min_images: int) -> None:
+    """With `absent_zero` the means are those of `nan_to_num`, over all classes that are not left out."""
+    images = np.array([5, 1, 5, 5])
+    found = score(MATRIX, seen=(0, 1), unseen=(2, 3), images_per_class=images, min_images=min_images, absent_zero=True)
+    kept = [index for index in range(4) if images[index] >= min_images]
+    values = np.nan_to_num(iou(MATRIX))
+    assert found.miou == pytest.approx(np.mean([values[index] for index in kept]))
+    assert found.unseen_miou == pytest.approx(values[2] / 2)
+    assert found.seen_miou == pytest.approx(np.mean([values[index] for index in (0, 1) if index in kept]))
+    assert found.mean_accuracy == pytest.approx(np.mean([np.nan_to_num(accuracy(MATRIX))[index] for index in kept]))
+    assert math.isnan(found.iou[3])
+    assert math.isnan(score(MATRIX, seen=range(4), unseen=(), absent_zero=True).unseen_miou)

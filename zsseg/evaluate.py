@@ -1,8 +1,18 @@
 """`zsseg eval`: run a model over labelled photos and write the confusion matrices to scores.h5.
 
-Two matrices come from one pass at the photos' native resolution, one photo in memory at a time:
-generalized, where all classes compete on every pixel (after `seen_bias`, calibrated stacking); and vanilla, where only
-unseen classes compete on unseen pixels and only seen ones on seen pixels. Every score derives from them.
+Two matrices come from one pass, one photo in memory at a time: generalized, where all classes compete on every
+pixel, with the model's calibration; and vanilla, where only unseen classes compete on unseen pixels and only seen ones
+on seen pixels. Every score derives from them. The same pass fills the histograms of the seen–unseen curve (`curve`).
+
+Protocols, by which published scores differ:
+    native  every pixel of the photo at its own size; background is a class like any other; all classes compete; a
+            class with neither truth nor prediction is left out of the means
+    zs3     photo and label map at a short side of 312 pixels (label map: nearest); background is a class like any
+            other; all classes compete; such a class counts as 0 in the means (the `nan_to_num` of ZS3's evaluator)
+            Bucher et al., "Zero-Shot Semantic Segmentation", NeurIPS 2019
+    spnet   photo and label map warped to 513 × 513 pixels (label map: nearest); background is void in the truth and no
+            class of the label space; a class with neither truth nor prediction is left out of the means
+            Xian et al., "Semantic Projection Network for Zero- and Few-Label Semantic Segmentation", CVPR 2019
 """
 
 from __future__ import annotations
@@ -15,12 +25,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsseg.artifacts import Artifact, check_output, create, open_artifact, same_names
-from zsseg.config import EvalConfig
-from zsseg.errors import DataError
-from zsseg.images import decode_image, decode_label_map
-from zsseg.inference import NEVER, Model, label_maps, load_model, score_image, seen_bias_vector
+from zsseg.calibration import Calibration
+from zsseg.classes import BACKGROUND, VOID
+from zsseg.config import EvalConfig, Protocol
+from zsseg.curve import (
+    BINS,
+    Curve,
+    count_gaps,
+    counts_absent_as_zero,
+    gap_bins,
+    gap_edges,
+    gap_unit,
+    read_curve,
+)
+from zsseg.errors import DataError, SettingError
+from zsseg.images import UInt8, decode_image, decode_label_map, resize_image, resize_label_map
+from zsseg.inference import Model, ScoreGrid, chosen_calibration, contest, label_map, load_model, score_image
 from zsseg.metrics import Scores, confusion, score
 from zsseg.progress import SILENT, Progress
+
+SHORT_SIDE = 312  # pixels, zs3
+WARPED_SIDE = 513  # pixels, spnet
+
+# What scores.h5 records of each protocol.
+PROTOCOLS: dict[Protocol, dict[str, str]] = {
+    "native": {
+        "grid": "native",
+        "background": "a class like any other",
+        "label_space": "all classes",
+        "means": "over classes with truth or prediction",
+    },
+    "zs3": {
+        "grid": f"short side {SHORT_SIDE}",
+        "background": "a class like any other",
+        "label_space": "all classes",
+        "means": "over all classes, 0 for one with neither truth nor prediction",
+    },
+    "spnet": {
+        "grid": f"warped to {WARPED_SIDE} × {WARPED_SIDE}",
+        "background": "void in the truth",
+        "label_space": "all classes but background",
+        "means": "over classes with truth or prediction",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +78,8 @@ class EvalSummary:
         generalized: Scores where all classes compete.
         vanilla: Scores where only classes of the pixel's own kind, seen or unseen, compete.
         images_per_class: Photos whose truth holds each class, int64 (C,).
+        curve: What a further seen bias would give; None without unseen classes that have scores.
+        calibrated_by: Method, parameter and the classes that it was chosen on.
     """
 
     path: Path
@@ -42,6 +91,8 @@ class EvalSummary:
     vanilla: Scores
     images_per_class: NDArray[np.int64]
     config: EvalConfig
+    curve: Curve | None
+    calibrated_by: dict[str, Any]
 
 
 @dataclass
@@ -51,7 +102,29 @@ class Counts:
     generalized: NDArray[np.int64]
     vanilla: NDArray[np.int64]
     images_per_class: NDArray[np.int64]
+    gaps: NDArray[np.int64]
     images: int = 0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How photos are scored: what stays the same for all of them.
+
+    Attributes:
+        background: Id of the background class where it is out of the label space.
+        seen: Ids of the seen classes in the label space.
+        unseen: Ids of the unseen classes that have scores.
+        unit: Of the curve's bins.
+        max_side: Of the native protocol.
+    """
+
+    calibration: Calibration
+    protocol: Protocol
+    background: int | None
+    seen: tuple[int, ...]
+    unseen: tuple[int, ...]
+    unit: float
+    max_side: int
 
 
 def evaluate(
@@ -76,17 +149,19 @@ def evaluate(
     Raises:
         ArtifactError: An input is missing, damaged, or has other classes; or the output is refused.
         DataError: There is no labelled photo to score.
+        SettingError: The protocol needs a class named background, and there is none.
     """
     check_output(out, force=force)
     loaded = load_model(model, device=config.device, precision=config.precision)
+    rules = _rules(loaded, config)
     with open_artifact(data, "data") as images:
         same_names(loaded.names, images.strings("names"), f"{model} and {data}")
         chosen = _chosen(images, config)
-        counts = _count(loaded, images, chosen, config, progress)
+        counts = _count(loaded, rules, images, chosen, progress)
         inputs = {"model": loaded.digest, "data": images.digest}
     if not counts.images_per_class.any():
         raise DataError(f"{data}: its {config.partition} photos have no label maps; eval needs the truth")
-    _write(out, loaded, counts, config, inputs, force=force)
+    _write(out, loaded, rules, counts, config=config, inputs=inputs, force=force)
     return summarise(out, min_images=config.min_images, config=config, images=counts.images)
 
 
@@ -98,19 +173,27 @@ def summarise(path: Path, *, min_images: int, config: EvalConfig, images: int) -
 
         def of(matrix: str) -> Scores:
             return score(
-                scores.array(matrix), seen=seen, unseen=unseen, images_per_class=per_class, min_images=min_images
+                scores.array(matrix),
+                seen=seen,
+                unseen=unseen,
+                images_per_class=per_class,
+                min_images=min_images,
+                absent_zero=counts_absent_as_zero(scores),
             )
 
+        generalized = of("confusion")
         return EvalSummary(
             path=path,
             names=tuple(scores.strings("names")),
             seen=tuple(seen),
             unseen=tuple(unseen),
             images=images,
-            generalized=of("confusion"),
+            generalized=generalized,
             vanilla=of("confusion_vanilla"),
             images_per_class=per_class,
             config=config,
+            curve=read_curve(scores, left_out=generalized.left_out),
+            calibrated_by=scores.params["calibrated_by"],
         )
 
 
@@ -133,6 +216,24 @@ def as_json(summary: EvalSummary) -> dict[str, Any]:
         "images_per_class": dict(zip(summary.names, summary.images_per_class.tolist(), strict=True)),
         "generalized": plain(summary.generalized),
         "vanilla": plain(summary.vanilla),
+        "calibrated_by": summary.calibrated_by,
+        "protocol": {"name": summary.config.protocol, **PROTOCOLS[summary.config.protocol]},
+        "curve": None if summary.curve is None else _plain_curve(summary.curve),
+    }
+
+
+def _plain_curve(curve: Curve) -> dict[str, Any]:
+    """Return the area under the seen–unseen curve and its best point, marked for what it is."""
+    best = curve.oracle
+    point = {
+        "seen_bias": curve.gamma,
+        "seen_miou": curve.seen,
+        "unseen_miou": curve.unseen,
+        "harmonic_miou": curve.harmonic,
+    }
+    return {
+        "area": _number(curve.area),
+        "oracle (chosen on the test photos)": {key: _number(float(values[best])) for key, values in point.items()},
     }
 
 
@@ -150,52 +251,97 @@ def _chosen(images: Artifact, config: EvalConfig) -> list[int]:
     return chosen
 
 
-def _count(model: Model, images: Artifact, chosen: list[int], config: EvalConfig, progress: Progress) -> Counts:
+def _rules(model: Model, config: EvalConfig) -> Rules:
+    if config.protocol != "native" and BACKGROUND not in model.names:
+        raise SettingError(
+            f"--protocol {config.protocol}: says what becomes of the class {BACKGROUND!r}, and the model has none "
+            "of that name; use --protocol native"
+        )
+    background = model.names.index(BACKGROUND) if config.protocol == "spnet" else None
+    calibration = chosen_calibration(model, config.calibration, config.seen_bias)
+    unit = 1.0 if model.vectors is None or calibration.on_distances else gap_unit(model.vectors.cpu().numpy())
+    return Rules(
+        calibration=calibration,
+        protocol=config.protocol,
+        background=background,
+        seen=tuple(index for index in model.seen if index != background),
+        # softmax has no score for an unseen class
+        unseen=() if model.vectors is None else tuple(index for index in model.unseen if index != background),
+        unit=unit,
+        max_side=config.max_side,
+    )
+
+
+def _count(model: Model, rules: Rules, images: Artifact, chosen: list[int], progress: Progress) -> Counts:
     classes = len(model.names)
     counts = Counts(
         np.zeros((classes, classes), dtype=np.int64),
         np.zeros((classes, classes), dtype=np.int64),
         np.zeros(classes, dtype=np.int64),
+        np.zeros((4, classes, BINS), dtype=np.int64),
     )
     ids = images.strings("ids")
     for index in progress.track(chosen, "scoring", len(chosen)):
         encoded = images.bytes_at("label_maps", index)
         if encoded:
-            _count_image(model, counts, images.bytes_at("images", index), encoded, ids[index], config=config)
-            counts.images += 1
+            image = decode_image(images.bytes_at("images", index), f"photo {ids[index]}")
+            image, truth = on_grid(image, decode_label_map(encoded, f"label map of {ids[index]}"), rules.protocol)
+            if rules.background is not None:
+                truth = np.where(truth == rules.background, np.uint8(VOID), truth)
+            side = rules.max_side if rules.protocol == "native" else max(truth.shape)
+            _count_image(model, rules, counts, score_image(model, image, max_side=side), truth)
     return counts
 
 
-def _count_image(
-    model: Model, counts: Counts, encoded_image: bytes, encoded_truth: bytes, name: str, *, config: EvalConfig
-) -> None:
-    image = decode_image(encoded_image, f"photo {name}")
-    truth = decode_label_map(encoded_truth, f"label map of {name}")
-    grid = score_image(model, image, max_side=config.max_side)
-    among_all, among_seen, among_unseen = label_maps(grid, _biases(model, config.seen_bias))
+def on_grid(image: UInt8, truth: UInt8, protocol: Protocol) -> tuple[UInt8, UInt8]:
+    """Bring a photo, (H, W, 3), and its label map, (H, W), to the grid that a protocol scores on."""
+    height, width = truth.shape
+    match protocol:
+        case "native":
+            return image, truth
+        case "zs3":  # the long side cut to a whole number, as ZS3 does
+            short = min(height, width)
+            size = height * SHORT_SIDE // short, width * SHORT_SIDE // short
+        case "spnet":
+            size = WARPED_SIDE, WARPED_SIDE
+    return resize_image(image, size), resize_label_map(truth, size)
+
+
+def _count_image(model: Model, rules: Rules, counts: Counts, grid: ScoreGrid, truth: UInt8) -> None:
     classes = len(model.names)
-    is_unseen = np.isin(np.arange(256), model.unseen)[truth]
-    counts.generalized += confusion(truth, among_all, classes)
-    if model.unseen and model.vectors is not None:
-        counts.vanilla += confusion(truth, np.where(is_unseen, among_unseen, among_seen), classes)
-    else:  # softmax has no score for an unseen class: its rows stay empty, its vanilla score undefined
-        counts.vanilla += confusion(np.where(is_unseen, np.uint8(255), truth), among_seen, classes)
+    if rules.unseen:
+        found = contest(grid, rules.calibration, rules.seen, rules.unseen)
+        is_unseen = np.isin(np.arange(256), rules.unseen)[truth]
+        counts.generalized += confusion(truth, found.label_map, classes)
+        counts.vanilla += confusion(truth, np.where(is_unseen, found.unseen, found.seen), classes)
+        bins = gap_bins(found.gap, rules.unit)
+        counts.gaps += count_gaps(truth, found.seen, found.unseen, bins, classes=classes)
+    else:  # one map serves both; the vanilla score of classes that a softmax model cannot predict is undefined
+        label = label_map(grid, rules.calibration, excluded=() if rules.background is None else (rules.background,))
+        is_unseen = np.isin(np.arange(256), model.unseen)[truth]
+        counts.generalized += confusion(truth, label, classes)
+        counts.vanilla += confusion(np.where(is_unseen, np.uint8(VOID), truth), label, classes)
     counts.images_per_class += np.bincount(truth.ravel(), minlength=256)[:classes] > 0
+    counts.images += 1
 
 
-def _biases(model: Model, seen_bias: float) -> list[NDArray[np.float32]]:
-    """Return what is added to the scores for: all classes, seen classes only, unseen classes only."""
-    only_seen = np.full(len(model.names), NEVER, dtype=np.float32)
-    only_seen[list(model.seen)] = 0
-    only_unseen = np.full(len(model.names), NEVER, dtype=np.float32)
-    only_unseen[list(model.unseen)] = 0
-    return [seen_bias_vector(model, seen_bias), only_seen, only_unseen]
-
-
-def _write(out: Path, model: Model, counts: Counts, config: EvalConfig, inputs: dict[str, str], *, force: bool) -> None:
-    protocol = {"grid": "native", "background": "a class like any other", "label_space": "all classes"}
-    settings = {key: value for key, value in asdict(config).items() if key != "device"}
-    params = {**settings, "precision": model.precision, "protocol": protocol, "model": model.params}
+def _write(
+    out: Path,
+    model: Model,
+    rules: Rules,
+    counts: Counts,
+    *,
+    config: EvalConfig,
+    inputs: dict[str, str],
+    force: bool,
+) -> None:
+    params = {
+        **{key: value for key, value in asdict(config).items() if key != "device"},
+        "precision": model.precision,
+        "protocol": {"name": config.protocol, **PROTOCOLS[config.protocol]},
+        "calibrated_by": rules.calibration.record(),
+        "model": model.params,
+    }
     with create(out, "scores", params=params, inputs=inputs, force=force) as writer:
         writer.put("names", model.names)
         writer.put("seen", model.seen)
@@ -203,3 +349,6 @@ def _write(out: Path, model: Model, counts: Counts, config: EvalConfig, inputs: 
         writer.put("confusion", counts.generalized)
         writer.put("confusion_vanilla", counts.vanilla)
         writer.put("images_per_class", counts.images_per_class)
+        if rules.unseen:
+            writer.put("gap_edges", gap_edges(rules.unit))
+            writer.put("gap_counts", counts.gaps)

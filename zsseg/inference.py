@@ -7,13 +7,16 @@ scoring on the coarse h × w grid and upsampling the C scores gives exactly what
 and searching at full size gives, at a fraction of the cost; no D × H × W tensor is ever made. Where the
 class vectors have unit length (the default) the ranking is that of the dot product, hence of the cosine, too: ‖f‖ does
 not matter.
+A calibration (`zsseg.calibration`) that a model carries applies to all that it predicts. It is affine in each class's
+score, so it is done on the coarse grid, too; its gate, if it has one, at full size.
 Large images go through in tiles of rows, so that C × H × W scores never exist at once.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,15 +26,20 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from zsseg import calibration as calibrations
 from zsseg.artifacts import Artifact, open_artifact
-from zsseg.config import Device, ModelName, Precision, PredictConfig
+from zsseg.calibration import Calibration
+from zsseg.config import Calibrated, Device, ModelName, Precision, PredictConfig
 from zsseg.dataset import normalise
-from zsseg.errors import ArtifactError, DataError
+from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.hardware import autocast, choose_device, choose_precision
 from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
 
+log = logging.getLogger(__name__)
+
 TILE = 2**21  # scores in one tile: C × rows × W; 8 MB stay in cache
+DISTANCE_FLOOR = 1e-12  # a distance of 0 has no ratio to others
 NEVER = -1e9  # the score of a class that cannot be predicted; finite, so that interpolation stays finite
 
 
@@ -44,12 +52,32 @@ class ScoreGrid:
         stride: Pixels of the network's input between neighbouring cells.
         input_size: Height and width of what the network saw; padding lies beyond.
         size: Height and width of the image itself.
+        squares: ‖f‖² of the embeddings, float32 (h, w); None for a softmax model.
     """
 
     scores: Tensor
     stride: int
     input_size: tuple[int, int]
     size: tuple[int, int]
+    squares: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The best seen and the best unseen class of each pixel of one image.
+
+    Attributes:
+        label_map: The better of the two, uint8 (H, W).
+        seen: The best seen class, of those that pass a gate where one does, uint8 (H, W).
+        unseen: The best unseen class, likewise, uint8 (H, W).
+        gap: How much better the seen one scores, float32 (H, W); log(d_unseen² / d_seen²) under a calibration that
+            compares distances; ±inf where its gate keeps one of the two out.
+    """
+
+    label_map: UInt8
+    seen: UInt8
+    unseen: UInt8
+    gap: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -83,6 +111,7 @@ class Model:
         precision: "float32" or "bfloat16".
         params: The settings that the artifact records.
         digest: The artifact's digest.
+        calibration: What is done to the scores; None: nothing.
     """
 
     net: SegmentationNet
@@ -94,26 +123,30 @@ class Model:
     precision: Precision
     params: dict[str, Any]
     digest: str = ""
+    calibration: Calibration | None = None
 
     def predict(
         self,
         image: UInt8 | Image.Image | str | Path,
         *,
-        seen_bias: float = PredictConfig.seen_bias,
+        calibration: Calibrated = PredictConfig.calibration,
+        seen_bias: float | None = PredictConfig.seen_bias,
         max_side: int = PredictConfig.max_side,
     ) -> Prediction:
         """Label every pixel of an image, over all classes, seen and unseen.
 
         Args:
             image: A path, a PIL image, or uint8 RGB (H, W, 3).
-            seen_bias: Subtracted from the score of every seen class (calibrated stacking, Chao et al., ECCV 2016).
+            calibration: "none" leaves out the calibration that the model carries.
+            seen_bias: Subtracted from the score of every seen class (calibrated stacking, Chao et al., ECCV 2016),
+                instead of the model's calibration.
             max_side: Larger images are scored at this long side, in pixels; the label map keeps the image's size.
 
         Raises:
             DataError: It is no image.
         """
         grid = score_image(self, as_rgb(image), max_side=max_side)
-        return predict_grid(self, grid, seen_bias=seen_bias)
+        return predict_grid(self, grid, chosen_calibration(self, calibration, seen_bias))
 
 
 def load_model(path: Path, *, device: Device | str = "auto", precision: Precision = "auto") -> Model:
@@ -136,7 +169,22 @@ def load_model(path: Path, *, device: Device | str = "auto", precision: Precisio
             precision=choose_precision(precision, chosen),
             params=artifact.params,
             digest=artifact.digest,
+            calibration=_calibration(artifact),
         )
+
+
+def _calibration(artifact: Artifact) -> Calibration | None:
+    if "calibration_scale" not in artifact:
+        return None
+    choice = artifact.params["calibration_choice"]
+    return Calibration(
+        method=artifact.params["calibration"],
+        scale=artifact.array("calibration_scale"),
+        bias=artifact.array("calibration_bias"),
+        parameter=choice["parameter"],
+        top2=choice["top2"],
+        chosen_on=tuple(choice["validation_classes"]),
+    )
 
 
 def restore_net(artifact: Artifact) -> SegmentationNet:
@@ -149,11 +197,17 @@ def restore_net(artifact: Artifact) -> SegmentationNet:
     dim = artifact.params.get("out_dim")
     if name not in get_args(ModelName) or not isinstance(dim, int):
         raise ArtifactError(f"{artifact.path}: model {name!r} with {dim!r} outputs is not one that this zsseg knows")
-    with torch.device("meta"):  # no time spent on random parameters that are overwritten at once
-        net = build(name, dim)
+    options = {key: artifact.params.get(key) for key in ("backbone", "stacks", "dense_features")}
     state = {key: torch.from_numpy(value) for key, value in artifact.arrays("weights").items()}
     try:
+        with torch.device("meta"):  # no time spent on random parameters that are overwritten at once
+            net = build(name, dim, **options)
+        if any(buffer.is_meta for key, buffer in net.named_buffers() if key not in state):
+            with torch.random.fork_rng(devices=[]):  # computed when it is built, and not among the weights
+                net = build(name, dim, **options)
         net.load_state_dict(state, assign=True)
+    except (SettingError, TypeError) as error:
+        raise ArtifactError(f"{artifact.path}: cannot be rebuilt: {error}") from error
     except RuntimeError as error:
         raise ArtifactError(f"{artifact.path}: its weights do not fit {name}; train again with --force") from error
     return net.to(memory_format=torch.channels_last)
@@ -195,7 +249,8 @@ def score_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     pixels = torch.from_numpy(resize_image(image, input_size))[None].to(model.device)
     with autocast(model.precision, model.device):
         outputs = model.net(normalise(pixels, model.net.mean, model.net.std))[0].float()
-    return ScoreGrid(class_scores(model, outputs), model.net.stride, input_size, (size[0], size[1]))
+    squares = None if model.vectors is None else outputs.square().sum(dim=0)
+    return ScoreGrid(class_scores(model, outputs), model.net.stride, input_size, (size[0], size[1]), squares)
 
 
 def class_scores(model: Model, outputs: Tensor) -> Tensor:
@@ -240,43 +295,138 @@ def _neighbours(length: int, input_length: int, stride: int, cells: int, like: T
     return first.to(like.device), second.to(like.device), weight.to(like.device)
 
 
+def chosen_calibration(model: Model, use: Calibrated, seen_bias: float | None) -> Calibration:
+    """Return what a command's options ask for: a seen bias replaces the calibration that the model carries."""
+    if seen_bias is not None:
+        if model.calibration is not None and use == "model":
+            log.info("--seen-bias %g stands in for the model's calibration, %s", seen_bias, model.calibration.method)
+        return calibrations.stacking(len(model.names), model.seen, seen_bias)
+    if use == "none" or model.calibration is None:
+        return calibrations.none(len(model.names))
+    return model.calibration
+
+
 @torch.inference_mode()
-def label_maps(grid: ScoreGrid, biases: Sequence[NDArray[np.float32]]) -> list[UInt8]:
-    """Give each pixel its best class, once for every bias, from one pass over the scores.
+def calibrate(grid: ScoreGrid, calibration: Calibration, *, excluded: Sequence[int] = ()) -> ScoreGrid:
+    """Calibrate all scores of an image, all but the gate; classes left out of the label space score `NEVER`.
+
+    Raises:
+        SettingError: It compares distances, and a softmax model has none.
+    """
+    scores = grid.scores
+    if calibration.on_distances:
+        if grid.squares is None:
+            raise SettingError(f"{calibration.method} compares distances to class vectors, a softmax model has none")
+        scores = (scores - grid.squares / 2).clamp(max=-DISTANCE_FLOOR)
+    if (calibration.scale != 1).any():
+        scores = scores * _column(calibration.scale, scores)
+    if calibration.bias.any():
+        scores = scores + _column(calibration.bias, scores)
+    if excluded:
+        scores = scores.clone()
+        scores[list(excluded)] = NEVER
+    return replace(grid, scores=scores)
+
+
+def decide(scores: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    """Return the best calibrated score and its class at every pixel, after the gate.
 
     Args:
-        grid: Scores of one image.
-        biases: Vectors (C,) that are added to the scores; `NEVER` keeps a class out.
+        scores: Calibrated, float32 (C, rows, W).
+        calibration: By which they are.
 
     Returns:
-        uint8 (H, W) class ids, one for each bias.
+        float32 (rows, W) and int64 (rows, W).
     """
-    maps = [np.empty(grid.size, dtype=np.uint8) for _ in biases]
-    added = [torch.from_numpy(bias).to(grid.scores.device)[:, None, None] for bias in biases]
-    for rows, scores in score_tiles(grid):
-        for label_map, bias in zip(maps, added, strict=True):
-            best = (scores + bias).argmax(dim=0) if bias.any() else scores.argmax(dim=0)
-            label_map[rows] = best.to(torch.uint8).cpu().numpy()
-    return maps
-
-
-def seen_bias_vector(model: Model, seen_bias: float) -> NDArray[np.float32]:
-    """Return what calibrated stacking adds to the scores: −seen_bias for seen classes, 0 for unseen, (C,)."""
-    bias = np.zeros(len(model.names), dtype=np.float32)
-    bias[list(model.seen)] = -seen_bias
-    return bias
+    if not calibration.top2:
+        best = scores.max(dim=0)
+        return best.values, best.indices
+    two = _two_best(_before(scores, calibration))
+    best = scores.gather(0, two).max(dim=0)
+    return best.values, two.gather(0, best.indices[None])[0]
 
 
 @torch.inference_mode()
-def predict_grid(model: Model, grid: ScoreGrid, *, seen_bias: float) -> Prediction:
-    """Label every pixel and sum up each class's area and mean score."""
+def label_map(grid: ScoreGrid, calibration: Calibration | None = None, *, excluded: Sequence[int] = ()) -> UInt8:
+    """Give each pixel its best class, uint8 (H, W); never an excluded one."""
+    chosen = calibration or calibrations.none(grid.scores.shape[0])
+    labels = np.empty(grid.size, dtype=np.uint8)
+    for rows, scores in score_tiles(calibrate(grid, chosen, excluded=excluded)):
+        labels[rows] = decide(scores, chosen)[1].to(torch.uint8).cpu().numpy()
+    return labels
+
+
+@torch.inference_mode()
+def contest(grid: ScoreGrid, calibration: Calibration, seen: Sequence[int], unseen: Sequence[int]) -> Contest:
+    """Let the seen classes compete among themselves, the unseen ones likewise, and then the two winners.
+
+    Args:
+        grid: Scores of one image, not calibrated.
+        calibration: Applied to them.
+        seen: Ids of the seen classes, at least one.
+        unseen: Ids of the unseen classes, at least one. A class in neither list is out of the label space.
+    """
+    excluded = sorted(set(range(grid.scores.shape[0])) - {*seen, *unseen})
+    won, best_seen, best_unseen = (np.empty(grid.size, dtype=np.uint8) for _ in range(3))
+    gaps = np.empty(grid.size, dtype=np.float32)
+    for rows, scores in score_tiles(calibrate(grid, calibration, excluded=excluded)):
+        seen_score, seen_id = _best(scores, seen, calibration)
+        unseen_score, unseen_id = _best(scores, unseen, calibration)
+        # of equals the one of the lower id, as argmax has it
+        seen_wins = (seen_score > unseen_score) | ((seen_score == unseen_score) & (seen_id < unseen_id))
+        gap = (unseen_score / seen_score).log() if calibration.on_distances else seen_score - unseen_score
+        best_seen[rows] = seen_id.to(torch.uint8).cpu().numpy()
+        best_unseen[rows] = unseen_id.to(torch.uint8).cpu().numpy()
+        won[rows] = np.where(seen_wins.cpu().numpy(), best_seen[rows], best_unseen[rows])
+        gaps[rows] = gap.cpu().numpy()
+    return Contest(won, best_seen, best_unseen, gaps)
+
+
+def _best(scores: Tensor, ids: Sequence[int], calibration: Calibration) -> tuple[Tensor, Tensor]:
+    """Return the best of some classes' scores and which class it is; quicker than copying their scores first.
+
+    Behind a gate it is the best of those that pass; where none does, its score is −inf.
+    """
+    best = scores[ids[0]].clone()
+    chosen = torch.full_like(best, ids[0], dtype=torch.int32)
+    for index in ids[1:]:
+        chosen = torch.where(scores[index] > best, index, chosen)
+        torch.maximum(best, scores[index], out=best)
+    if not calibration.top2:
+        return best, chosen
+    two = _two_best(_before(scores, calibration))
+    known = torch.zeros(scores.shape[0], dtype=torch.bool, device=scores.device)
+    known[list(ids)] = True
+    passing = torch.where(known[two], scores.gather(0, two), -torch.inf).max(dim=0)
+    winner = two.gather(0, passing.indices[None])[0].to(torch.int32)
+    return passing.values, torch.where(passing.values.isneginf(), chosen, winner)
+
+
+def _two_best(scores: Tensor) -> Tensor:
+    """Return the two classes that score best at each pixel, int64 (2, rows, W); quicker than `topk`."""
+    first = scores.max(dim=0, keepdim=True).indices
+    return torch.cat([first, scores.scatter(0, first, -torch.inf).max(dim=0, keepdim=True).indices])
+
+
+def _before(scores: Tensor, calibration: Calibration) -> Tensor:
+    """Return the scores as they were before calibration."""
+    return (scores - _column(calibration.bias, scores)) / _column(calibration.scale, scores)
+
+
+def _column(values: NDArray[np.float32], like: Tensor) -> Tensor:
+    return torch.from_numpy(values).to(like.device)[:, None, None]
+
+
+@torch.inference_mode()
+def predict_grid(model: Model, grid: ScoreGrid, calibration: Calibration | None = None) -> Prediction:
+    """Label every pixel and sum up each class's area and mean score, by default with the model's calibration."""
     classes = len(model.names)
-    bias = torch.from_numpy(seen_bias_vector(model, seen_bias)).to(grid.scores.device)[:, None, None]
+    chosen = calibration or model.calibration or calibrations.none(classes)
     label_map = np.empty(grid.size, dtype=np.uint8)
     areas = np.zeros(classes, dtype=np.int64)
     sums = np.zeros(classes, dtype=np.float64)
-    for rows, scores in score_tiles(grid):
-        best, ids = (scores + bias).max(dim=0)
+    for rows, scores in score_tiles(calibrate(grid, chosen)):
+        best, ids = decide(scores, chosen)
         labels = ids.to(torch.uint8).cpu().numpy()
         label_map[rows] = labels
         areas += np.bincount(labels.ravel(), minlength=classes)

@@ -110,6 +110,7 @@ def score(
     unseen: Sequence[int],
     images_per_class: NDArray[np.int64] | None = None,
     min_images: int = 0,
+    absent_zero: bool = False,
 ) -> Scores:
     """Derive every score from one confusion matrix.
 
@@ -120,25 +121,30 @@ def score(
         images_per_class: Photos whose truth holds the class, (C,); needed for `min_images`.
         min_images: Classes that occur in fewer truth photos are left out of the means over classes.
             Their pixels still count in pixel accuracy and frequency-weighted IoU.
+        absent_zero: Count a class without truth and prediction as 0 in the means (ZS3's evaluator) instead of
+            leaving it out.
     """
     each_iou, each_accuracy = iou(matrix), accuracy(matrix)
     left_out: tuple[int, ...] = ()
     if min_images > 0 and images_per_class is not None:
         left_out = tuple(int(index) for index in np.flatnonzero(images_per_class < min_images))
     truth = matrix.sum(axis=1).astype(np.float64)
-    seen_miou = _mean(each_iou, seen, left_out)
-    unseen_miou = _mean(each_iou, unseen, left_out)
+
+    def mean(values: Floats, ids: Sequence[int]) -> float:
+        return _mean(np.nan_to_num(values) if absent_zero else values, ids, left_out)
+
+    seen_miou, unseen_miou = mean(each_iou, seen), mean(each_iou, unseen)
     total = truth.sum()
     return Scores(
         pixel_accuracy=float(np.trace(matrix) / total) if total else math.nan,
-        mean_accuracy=_mean(each_accuracy, range(len(matrix)), left_out),
-        miou=_mean(each_iou, range(len(matrix)), left_out),
+        mean_accuracy=mean(each_accuracy, range(len(matrix))),
+        miou=mean(each_iou, range(len(matrix))),
         frequency_weighted_iou=float(np.nansum(truth * each_iou) / total) if total else math.nan,
         seen_miou=seen_miou,
         unseen_miou=unseen_miou,
         harmonic_miou=harmonic(seen_miou, unseen_miou),
-        seen_accuracy=_mean(each_accuracy, seen, left_out),
-        unseen_accuracy=_mean(each_accuracy, unseen, left_out),
+        seen_accuracy=mean(each_accuracy, seen),
+        unseen_accuracy=mean(each_accuracy, unseen),
         iou=each_iou,
         accuracy=each_accuracy,
         left_out=left_out,

@@ -21,7 +21,7 @@ from zsseg.artifacts import Artifact, Writer, check_output, create, kind_of, ope
 from zsseg.config import PredictConfig
 from zsseg.errors import ArtifactError, DataError
 from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map, encode_png
-from zsseg.inference import Model, Prediction, load_model, predict_grid, score_image
+from zsseg.inference import Model, Prediction, chosen_calibration, load_model, predict_grid, score_image
 from zsseg.pictures import legend_overlay
 from zsseg.progress import SILENT, Progress
 
@@ -90,7 +90,8 @@ def predict(
         _check_pictures(photos, pictures, force=force)
         drafts = Path(opened.enter_context(TemporaryDirectory(dir=pictures, prefix=".drafts-")))
         settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
-        params = {**settings, "precision": loaded.precision}
+        calibration = chosen_calibration(loaded, config.calibration, config.seen_bias)
+        params = {**settings, "precision": loaded.precision, "calibrated_by": calibration.record()}
         shares, skipped = {}, []
         with create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer:
             for name, photo in progress.track(photos.items(), "predicting", len(photos)):
@@ -102,7 +103,7 @@ def predict(
                     skipped.append((photo.source, str(error)))
                     continue
                 grid = score_image(loaded, image, max_side=config.max_side)
-                found = predict_grid(loaded, grid, seen_bias=config.seen_bias)
+                found = predict_grid(loaded, grid, calibration)
                 _write_pictures(drafts, name, image, found, loaded)
                 _append(writer, name, photo.source, found)
                 shares[name] = _shares(found.areas)

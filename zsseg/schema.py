@@ -45,11 +45,11 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
     },
     "labels": {
         "names": Field("str", ("C",), "class names in index order"),
-        "words": Field("str", ("C",), "the vocabulary tokens behind each name, joined by +"),
+        "words": Field("str", ("C",), "the vocabulary tokens behind each name, joined by +, sources by a bar"),
         "vectors": Field("float32", ("C", "D"), "class vectors in the joint space"),
         "raw": Field("float32", ("C", "R"), "word vectors before centring and PCA"),
         "mean": Field("float32", ("R",), "what was subtracted; zeros when not centred"),
-        "components": Field("float32", ("D", "R"), "PCA axes, rows of unit length"),
+        "components": Field("float32", ("D", "R"), "PCA axes, rows of unit length; without PCA a projection"),
         "explained_variance": Field("float32", ("D",), "share of the population's variance on each axis"),
     },
     "split": {
@@ -67,8 +67,12 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
         "loss": Field("float32", ("S",), "training loss of each step"),
         "lr": Field("float32", ("S",), "learning rate of the head at each step"),
         "val_seen_miou": Field("float32", ("E",), "mIoU over seen classes, unseen pixels void, after each epoch"),
+        "calibration_scale": Field("float32", ("C",), "what each class's score is multiplied by", optional=True),
+        "calibration_bias": Field("float32", ("C",), "what is added to it", optional=True),
         "weights": Field("arrays", (), "parameters and buffers of the network, by name"),
         "optimizer": Field("arrays", (), "optimizer state; only while training is unfinished", optional=True),
+        "pseudo_images": Field("int64", ("Z",), "indices of the images with pseudo-labels, likewise", optional=True),
+        "pseudo_labels": Field("bytes", ("Z",), "PNG of their pseudo-labels, 255 where there is none", optional=True),
     },
     "scores": {
         "names": Field("str", ("C",), "class names in index order"),
@@ -81,6 +85,10 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
             "the same where only seen classes compete on seen pixels, only unseen on unseen",
         ),
         "images_per_class": Field("int64", ("C",), "photos whose label map holds the class"),
+        "gap_edges": Field("float64", ("G",), "edges between the bins of the gap, ascending", optional=True),
+        "gap_counts": Field(
+            "int64", (4, "C", "B"), "hits, pixels by best seen class and bin; the same by best unseen", optional=True
+        ),
     },
     "predictions": {
         "names": Field("str", ("C",), "class names in index order"),

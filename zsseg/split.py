@@ -5,9 +5,12 @@ Policies, for a training image that holds a pixel of an unseen class:
     drop: it leaves training (ZS3Net's protocol).
 Validation images are the data's own, unchanged.
 
+Unseen classes are named, are those of a paper (a preset, also where the data spells them another way), or are drawn
+by seed: at random, or stratified, that is evenly over the supercategories of WordNet (`wordnet.groups`).
+
 The label maps of unseen classes are read here for two ends only: to apply the policy and to count what it hides.
 Nothing but class ids and image indices goes into the artifact; training takes its labels through
-`dataset.hide_unseen` whatever the policy.
+`dataset.hide_unseen` whatever the policy. The audit (`difficulty`) goes to the user alone.
 """
 
 from __future__ import annotations
@@ -15,26 +18,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg import artifacts
+from zsseg import artifacts, difficulty, wordnet
 from zsseg.artifacts import Artifact
 from zsseg.classes import ALIASES, UNSEEN_PRESETS, VOID
 from zsseg.config import SplitConfig
+from zsseg.difficulty import Prospect
 from zsseg.errors import DataError, SettingError, suggestion
 from zsseg.images import decode_label_map
 from zsseg.progress import SILENT, Progress
 
-NEVER_DRAWN = ("background", "void")  # --random draws things that can be photographed
+NEVER_DRAWN = ("background", "void")  # what is drawn are things that can be photographed
 
 Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """What `make_split` wrote. The three counts have one entry a class, in index order.
+    """What `make_split` wrote. The four counts have one entry a class, in index order.
 
     Attributes:
         path: The artifact.
@@ -45,10 +50,12 @@ class SplitSummary:
         images: Training images that show the class to training; 0 for an unseen class.
         pixels: Pixels of the class that training sees; 0 for an unseen class.
         hidden: Pixels of the class in the data's training images that training does not see: made void or dropped.
+        hidden_images: Training images that hold such pixels.
         train_before: Training images in the data.
         train_after: Training images left after the policy.
         train_empty: Those of them without a single seen, non-void pixel; they stay, and teach nothing.
         val: Validation images.
+        audit: What can be expected of each unseen class; empty where it was not asked for.
     """
 
     path: Path
@@ -59,15 +66,20 @@ class SplitSummary:
     images: tuple[int, ...]
     pixels: tuple[int, ...]
     hidden: tuple[int, ...]
+    hidden_images: tuple[int, ...]
     train_before: int
     train_after: int
     train_empty: int
     val: int
+    audit: tuple[Prospect, ...] = ()
 
 
 @dataclass
 class _Counts:
-    """Running totals over the training images, int64 (3, C): images, pixels and hidden pixels of each class."""
+    """Running totals over the training images, int64 (4, C).
+
+    Of each class: images, pixels, hidden pixels, and images with hidden pixels.
+    """
 
     totals: Int64
     kept: list[int] = field(default_factory=list)
@@ -75,7 +87,13 @@ class _Counts:
 
 
 def make_split(
-    data: Path, out: Path, config: SplitConfig, *, force: bool = False, progress: Progress = SILENT
+    data: Path,
+    out: Path,
+    config: SplitConfig,
+    *,
+    audit_with: Path | None = None,
+    force: bool = False,
+    progress: Progress = SILENT,
 ) -> SplitSummary:
     """Write the `split` artifact: seen and unseen class ids, training and validation image indices.
 
@@ -83,37 +101,60 @@ def make_split(
         data: The `data` artifact.
         out: The artifact to write.
         config: Which classes are unseen, and what becomes of images that hold them.
+        audit_with: A `labels` artifact of the same classes, to audit the split with; None: no audit.
         force: Whether an existing artifact may be replaced.
         progress: Told of each label map read.
 
     Raises:
-        SettingError: A class is unknown, settings contradict each other, or nothing would be left to train on.
+        SettingError: A class is unknown, settings contradict each other, nothing would be left to train on, or
+            nothing is there to audit.
         DataError: A label map cannot be used.
-        ArtifactError: The data cannot be read, or the output is refused or cannot be written.
+        ArtifactError: The data or labels cannot be read or do not fit, or the output is refused or cannot be written.
     """
     artifacts.check_output(out, force=force)
     with artifacts.open_artifact(data, "data") as source:
         names, train, val = source.strings("names"), source.array("train"), source.array("val")
         unseen = choose_unseen(names, config)
+        vectors = None if audit_with is None else _class_vectors(audit_with, data, names)
         counts = _count(source, train, unseen, config, progress)
         inputs = {"data": source.digest}
-    images, pixels, hidden = (tuple(total.tolist()) for total in counts.totals)
+    images, pixels, hidden, hidden_images = (tuple(total.tolist()) for total in counts.totals)
     if not any(pixels):
         raise SettingError(_nothing_left(data, names, unseen, config, train.size))
+    audit: tuple[Prospect, ...] = ()
+    if vectors is not None:
+        audit = difficulty.prospects(
+            names, unseen, vectors, images=images, hidden_images=hidden_images, hidden_pixels=hidden,
+            folder=_folder(config),
+        )  # fmt: skip
     seen = [index for index in range(len(names)) if index not in unseen]
-    params = {
-        "unseen": [names[index] for index in unseen], "preset": config.preset, "random": config.random,
-        "seed": config.seed, "policy": config.policy,
-    }  # fmt: skip
-    with artifacts.create(out, "split", params=params, inputs=inputs, force=force) as writer:
+    with artifacts.create(out, "split", params=_params(names, unseen, config), inputs=inputs, force=force) as writer:
         fields = {"names": names, "seen": seen, "unseen": unseen, "train": sorted(counts.kept), "val": np.sort(val)}
         for name, values in fields.items():
             writer.put(name, values)
     return SplitSummary(
         out, tuple(names), tuple(names[index] for index in seen), tuple(names[index] for index in unseen),
-        config.policy, images, pixels, hidden,
-        int(train.size), len(counts.kept), counts.empty, int(val.size),
+        config.policy, images, pixels, hidden, hidden_images,
+        int(train.size), len(counts.kept), counts.empty, int(val.size), audit,
     )  # fmt: skip
+
+
+def as_json(summary: SplitSummary) -> dict[str, Any]:
+    """Return the summary as JSON values, the audit among them where there is one."""
+    counts = zip(summary.images, summary.pixels, summary.hidden_images, summary.hidden, strict=True)
+    keys = ("train_images", "train_pixels", "hidden_images", "hidden_pixels")
+    return {
+        "seen": list(summary.seen),
+        "unseen": list(summary.unseen),
+        "policy": summary.policy,
+        "classes": {name: dict(zip(keys, each, strict=True)) for name, each in zip(summary.names, counts, strict=True)},
+        "train_before": summary.train_before,
+        "train_after": summary.train_after,
+        "train_empty": summary.train_empty,
+        "val": summary.val,
+        "audit": difficulty.as_json(summary.audit),
+        "verdict_bounds": {"near": difficulty.NEAR, "far": difficulty.FAR},
+    }
 
 
 def choose_unseen(names: Sequence[str], config: SplitConfig) -> list[int]:
@@ -121,10 +162,11 @@ def choose_unseen(names: Sequence[str], config: SplitConfig) -> list[int]:
 
     Args:
         names: Class names in index order.
-        config: At most one of `unseen`, `preset` and `random` is set; with none every class is seen.
+        config: At most one of `unseen`, `preset`, `random` and `stratified` is set; with none every class is seen.
 
     Raises:
-        SettingError: More than one is set, a class or preset is unknown, or no class would be seen.
+        SettingError: More than one is set, a class or preset is unknown, also to WordNet where that is asked, or no
+            class would be seen.
     """
     given = [
         option
@@ -132,15 +174,18 @@ def choose_unseen(names: Sequence[str], config: SplitConfig) -> list[int]:
             ("--unseen", config.unseen or None),
             ("--preset", config.preset),
             ("--random", config.random),
+            ("--stratified", config.stratified),
         )
         if value is not None
     ]
     if len(given) > 1:
         raise SettingError(f"{' and '.join(given)}: both choose the unseen classes, expected one; leave the other out")
     if config.preset is not None:
-        unseen = _from_preset(names, config.preset)
+        unseen = set(_from_preset(names, config.preset).values())
     elif config.random is not None:
         unseen = _at_random(names, config.random, config.seed)
+    elif config.stratified is not None:
+        unseen = _stratified(names, config.stratified, config.seed, _folder(config))
     else:
         unseen = {_id_of(name, names) for name in config.unseen}
     if len(unseen) == len(names):
@@ -148,7 +193,37 @@ def choose_unseen(names: Sequence[str], config: SplitConfig) -> list[int]:
     return sorted(unseen)
 
 
-def _from_preset(names: Sequence[str], preset: str) -> set[int]:
+def _params(names: Sequence[str], unseen: Sequence[int], config: SplitConfig) -> dict[str, Any]:
+    """Return what the artifact records of the choice."""
+    params: dict[str, Any] = {
+        "unseen": [names[index] for index in unseen], "preset": config.preset, "random": config.random,
+        "stratified": config.stratified, "seed": config.seed, "policy": config.policy, "wordnet": None,
+    }  # fmt: skip
+    if config.preset is not None:
+        found = _from_preset(names, config.preset)
+        params["preset_classes"] = {name: names[index] for name, index in found.items()}
+    if config.stratified is not None:
+        objects = [names[index] for index in _drawable(names)]
+        params["wordnet"] = wordnet.hierarchy(objects, _folder(config)).source
+        members = _groups(names, _folder(config))
+        drawn = {group: [names[index] for index in ids if index in unseen] for group, ids in members.items()}
+        params["groups"] = {group: of_group for group, of_group in drawn.items() if of_group}
+    return params
+
+
+def _folder(config: SplitConfig) -> Path | None:
+    return None if config.wordnet is None else Path(config.wordnet)
+
+
+def _class_vectors(labels: Path, data: Path, names: Sequence[str]) -> NDArray[np.float32]:
+    with artifacts.open_artifact(labels, "labels") as words:
+        artifacts.same_names(words.strings("names"), names, f"{labels} and {data}")
+        vectors: NDArray[np.float32] = words.array("vectors")
+        return vectors
+
+
+def _from_preset(names: Sequence[str], preset: str) -> dict[str, int]:
+    """Return the paper's name of each class -> its id in the data."""
     if preset not in UNSEEN_PRESETS:
         raise SettingError(
             f"--preset {preset}: unknown{suggestion(preset, UNSEEN_PRESETS)}; "
@@ -160,19 +235,52 @@ def _from_preset(names: Sequence[str], preset: str) -> set[int]:
         raise SettingError(
             f"--preset {preset}: the data lacks {', '.join(missing)}; name the unseen classes with --unseen instead"
         )
-    return {index for index in found.values() if index is not None}
+    return {name: index for name, index in found.items() if index is not None}
 
 
 def _at_random(names: Sequence[str], count: int, seed: int) -> set[int]:
-    candidates = [index for index, name in enumerate(names) if name.lower() not in NEVER_DRAWN]
-    if not 1 <= count <= len(candidates):
+    candidates = _drawable(names)
+    _check_draw("--random", count, seed, len(candidates))
+    drawn = np.random.default_rng(seed).choice(candidates, size=count, replace=False)
+    return {int(index) for index in drawn}
+
+
+def _stratified(names: Sequence[str], count: int, seed: int, folder: Path | None) -> set[int]:
+    """Draw one class of every group in turn, groups in an order drawn by seed, until there are enough."""
+    candidates = _drawable(names)
+    _check_draw("--stratified", count, seed, len(candidates))
+    groups = _groups(names, folder)
+    unknown = sorted(set(candidates) - {index for ids in groups.values() for index in ids})
+    if unknown:
         raise SettingError(
-            f"--random {count}: expected 1 to {len(candidates)}, the classes that can be drawn (never background)"
+            f"--stratified {count}: WordNet has no noun {', '.join(names[index] for index in unknown)}, and so no "
+            "group to draw from; rename in classes.txt, or use --random"
+        )
+    rng = np.random.default_rng(seed)
+    queues: list[list[int]] = [rng.permutation(ids).tolist() for ids in groups.values()]
+    in_turn = [queues[place] for place in rng.permutation(len(queues))]
+    drawn = [queue[turn] for turn in range(max(map(len, queues))) for queue in in_turn if turn < len(queue)]
+    return set(drawn[:count])
+
+
+def _groups(names: Sequence[str], folder: Path | None) -> dict[str, list[int]]:
+    """Return the ids of the classes of each supercategory of WordNet, without those that are never drawn."""
+    candidates = _drawable(names)
+    groups = wordnet.groups([names[index] for index in candidates], folder)
+    return {group: [candidates[place] for place in places] for group, places in groups.items()}
+
+
+def _drawable(names: Sequence[str]) -> list[int]:
+    return [index for index, name in enumerate(names) if name.lower() not in NEVER_DRAWN]
+
+
+def _check_draw(option: str, count: int, seed: int, classes: int) -> None:
+    if not 1 <= count <= classes:
+        raise SettingError(
+            f"{option} {count}: expected 1 to {classes}, the classes that can be drawn (never background)"
         )
     if seed < 0:
         raise SettingError(f"--seed {seed}: expected 0 or more")
-    drawn = np.random.default_rng(seed).choice(candidates, size=count, replace=False)
-    return {int(index) for index in drawn}
 
 
 def _id_of(name: str, names: Sequence[str]) -> int:
@@ -201,7 +309,7 @@ def _same_class(name: str, names: Sequence[str]) -> int | None:
 
 def _plain(name: str) -> str:
     """Return the name in lower case without separators, so that "Potted plant" is "pottedplant"."""
-    return "".join(letter for letter in name.lower() if letter not in " _-")
+    return "".join(letter for letter in name.lower() if letter not in " _-/")
 
 
 def _count(
@@ -209,7 +317,7 @@ def _count(
 ) -> _Counts:
     """Apply the policy image by image, and count what training will see and what is hidden from it."""
     names, ids = data.strings("names"), data.strings("ids")
-    counts = _Counts(np.zeros((3, len(names)), dtype=np.int64))
+    counts = _Counts(np.zeros((4, len(names)), dtype=np.int64))
     indices = [int(index) for index in train]
     for index in progress.track(indices, "reading label maps", len(indices)):
         pixels = _pixels_per_class(data.bytes_at("label_maps", index), ids[index], len(names))
@@ -220,7 +328,7 @@ def _count(
         else:
             counts.kept.append(index)
             counts.empty += not visible.any()
-        counts.totals += np.stack([visible > 0, visible, pixels - visible])
+        counts.totals += np.stack([visible > 0, visible, pixels - visible, pixels > visible])
     return counts
 
 

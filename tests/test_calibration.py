@@ -1,0 +1,358 @@
+"""Calibrations against naive loops over their formulas, how the parameter is chosen, and what the artifact keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from test_train import FROZEN, QUICK, run, weights, workspace
+from tiny import zsseg
+
+from zsseg import calibration, probe, train
+from zsseg.artifacts import open_artifact
+from zsseg.calibration import Evidence
+from zsseg.config import CalibrationName
+from zsseg.curve import Curve
+from zsseg.errors import SettingError, TrainingError
+from zsseg.inference import load_model
+
+SEEN, OBJECTS, CLASSES = (0, 1, 3), (1, 3), 5
+METHODS = [name for name in get_args(CalibrationName) if name != "none"]
+BANK = np.random.default_rng(0).normal(0, 2, (300, CLASSES)).astype(np.float32)
+PIXELS = np.array([900, 60, 0, 40, 0])
+EVIDENCE = Evidence(SEEN, OBJECTS, BANK, PIXELS)
+QUARTERS = {  # every seen class in several training photos
+    "one": (0, 1, 2, 0), "two": (1, 0, 0, 2), "three": (0, 3, 1, 2), "four": (4, 0, 2, 1),
+    "five": (0, 1, 3, 2), "six": (4, 3, 0, 1),
+}  # fmt: skip
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------------
+
+
+def test_stacking() -> None:
+    """Seen classes lose γ, unseen ones nothing."""
+    assert calibration.stacking(CLASSES, SEEN, 0.25).bias.tolist() == [-0.25, -0.25, 0, -0.25, 0]
+    assert (calibration.stacking(CLASSES, SEEN, 0.25).scale == 1).all()
+
+
+@pytest.mark.parametrize("nearest", [0.02, 0.5, 1.0, 1e-9])
+def test_csls(nearest: float) -> None:
+    """A class loses half of its mean score with the pixels nearest to it, and γ where it is seen."""
+    found = calibration.csls(BANK, SEEN, 0.3, nearest=nearest).bias
+    for index in range(CLASSES):
+        best = sorted(BANK[:, index].tolist(), reverse=True)[: max(1, round(nearest * 300))]
+        assert found[index] == pytest.approx(-sum(best) / len(best) / 2 - 0.3 * (index in SEEN), rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0, 300.0])
+def test_inverted_softmax(beta: float) -> None:
+    """A class loses log Σ exp(β s) / β over the bank; a score of 1000 overflows nothing."""
+    found = calibration.inverted_softmax(BANK, beta).bias
+    for index in range(CLASSES):
+        scaled = sorted(beta * value for value in BANK[:, index].astype(float).tolist())
+        total = math.log(math.fsum(math.exp(value - scaled[-1]) for value in scaled)) + scaled[-1]
+        assert found[index] == pytest.approx(-total / beta, rel=1e-5)
+    assert np.isfinite(calibration.inverted_softmax(BANK + 1000, beta).bias).all()
+
+
+def test_inverted_softmax_is_softmax_over_pixels() -> None:
+    """For a pixel of the bank the best class is that of the largest share exp(β s_c(x)) / Σ_x' exp(β s_c(x'))."""
+    shares = np.exp(BANK.astype(float)) / np.exp(BANK.astype(float)).sum(axis=0)
+    found = BANK + calibration.inverted_softmax(BANK, 1.0).bias
+    np.testing.assert_array_equal(found.argmax(axis=1), shares.argmax(axis=1))
+
+
+def test_logit_adjustment() -> None:
+    """A class loses τ log π; an unseen one counts like the rarest seen object, whatever its own count says."""
+    found = calibration.logit_adjustment(PIXELS, SEEN, OBJECTS, 0.5).bias
+    shares = [0.9, 0.06, 0.04, 0.04, 0.04]
+    np.testing.assert_allclose(found, [-0.5 * math.log(share) for share in shares], rtol=1e-6)
+    peeked = np.array([900, 60, 7, 40, 100_000])
+    np.testing.assert_array_equal(calibration.logit_adjustment(peeked, SEEN, OBJECTS, 0.5).bias, found)
+    rare = calibration.logit_adjustment(np.array([900, 0, 0, 100, 0]), SEEN, OBJECTS, 1.0).bias
+    assert rare[1] == rare[3] == pytest.approx(-math.log(0.1))  # a seen class without a pixel has no log 0
+
+
+def test_apollonius() -> None:
+    """Distances of unseen classes count σ times, behind the gate."""
+    found = calibration.apollonius(CLASSES, SEEN, 0.7)
+    np.testing.assert_allclose(found.scale, [1, 1, 0.7, 1, 0.7])
+    assert (found.top2, found.on_distances, found.bias.any()) == (True, True, False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_build_and_candidates(method: CalibrationName) -> None:
+    """Every method is built from its parameter alone, and what is tried are calibrations of that method."""
+    built = calibration.build(method, 0.5, EVIDENCE)
+    assert (built.method, built.parameter) == (method, 0.5)
+    assert built.scale.shape == built.bias.shape == (CLASSES,)
+    assert built.scale.dtype == built.bias.dtype == np.float32
+    tried = calibration.candidates(method, EVIDENCE)
+    assert {each.method for each in tried} == {method}
+    assert len(tried) == len(calibration.GRIDS.get(method, (0,)))
+    if method in ("stacking", "apollonius"):
+        assert tried[0].is_identity
+
+
+# --- choosing the parameter -------------------------------------------------------------------------------------------
+
+
+def curve(seen: list[float], unseen: list[float]) -> Curve:
+    """Return a curve at γ = −1, 0, 1, ..."""
+    a, b = np.array(seen), np.array(unseen)
+    return Curve(np.arange(len(a)) - 1.0, a, b, 2 * a * b / (a + b))
+
+
+def test_choice_is_the_best_harmonic_within_the_loss() -> None:
+    """Without a bound the best harmonic mean wins, with one the best among those that keep to it."""
+    found = curve([0.52, 0.50, 0.49, 0.45, 0.3], [0.0001, 0.01, 0.1, 0.3, 0.35])
+    free = calibration.choose("stacking", [(0.0, found)], seen_miou_before=0.5, max_seen_loss=1.0)
+    assert (free.parameter, free.seen_miou, free.hidden_miou) == (2.0, 0.45, 0.3)
+    bound = calibration.choose("stacking", [(0.0, found)], seen_miou_before=0.5, max_seen_loss=0.02)
+    assert (bound.parameter, bound.harmonic_miou) == (1.0, pytest.approx(2 * 0.49 * 0.1 / 0.59))
+    sigma = calibration.choose("apollonius", [(1.0, found)], seen_miou_before=0.5, max_seen_loss=0.02)
+    assert sigma.parameter == pytest.approx(math.exp(-1))
+
+
+def test_choice_where_all_cost_too_much_and_where_all_are_alike() -> None:
+    """If nothing keeps to the bound the cheapest is taken; of equals the one that changes least."""
+    found = curve([0.4, 0.3, 0.2], [0.1, 0.2, 0.3])
+    assert calibration.choose("csls", [(0.0, found)], seen_miou_before=0.9, max_seen_loss=0.02).parameter == -1.0
+    flat = curve([0.4, 0.4, 0.4], [0.1, 0.1, 0.1])
+    assert calibration.choose("csls", [(0.0, flat)], seen_miou_before=0.4, max_seen_loss=0.02).parameter == 0.0
+
+
+def test_choice_among_tried_values() -> None:
+    """A method with tried values is compared as it stands, without a further bias."""
+    tried = [(0.1, curve([0.5, 0.5, 0.5], [0.9, 0.1, 0.9])), (0.2, curve([0.5, 0.5, 0.5], [0.0, 0.2, 0.0]))]
+    found = calibration.choose("inverted-softmax", tried, seen_miou_before=0.5, max_seen_loss=0.02)
+    assert (found.parameter, found.hidden_miou) == (0.2, 0.2)
+
+
+def test_choice_without_a_pixel_of_a_hidden_class() -> None:
+    """Where no hidden class was scored there is nothing to choose by."""
+    nothing = replace(curve([0.5, 0.5], [0.1, 0.1]), unseen=np.full(2, np.nan), harmonic=np.full(2, np.nan))
+    with pytest.raises(SettingError, match="--val-classes"):
+        calibration.choose("stacking", [(0.0, nothing)], seen_miou_before=0.5, max_seen_loss=0.02)
+
+
+# --- choosing the classes ---------------------------------------------------------------------------------------------
+
+NAMES = ("background", "lion", "tiger", "car", "bus", "apple", "cow")
+
+
+def vectors_of(*angles: float) -> Any:
+    """Return unit vectors in the plane at angles in degrees."""
+    turned = np.deg2rad(np.array(angles))
+    return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
+
+
+def test_hidden_classes_are_as_near_as_the_unseen() -> None:
+    """Hidden is the class whose nearest other seen class is as near as the unseen one's nearest seen class."""
+    vectors = vectors_of(180, 0, 10, 90, 130, 270, 50)  # cow (unseen) is 40° from tiger; car and bus 40° apart
+    shares = np.full(7, 0.5)
+    (hidden,) = probe.choose_hidden(NAMES, vectors, (6,), shares)
+    assert NAMES[hidden] in ("car", "bus")
+    (hidden,) = probe.choose_hidden(NAMES, vectors_of(180, 0, 10, 90, 130, 270, 20), (6,), shares)
+    assert NAMES[hidden] in ("lion", "tiger")
+
+
+def test_hidden_classes_are_common_objects() -> None:
+    """Neither background nor a rare class is hidden, and never more than a third of those that qualify."""
+    vectors = vectors_of(40, 0, 10, 80, 130, 270, 50)
+    shares = np.array([1.0, 0.5, 0.5, 0.001, 0.001, 0.5, 0.5])
+    for unseen in ((6,), (4, 6), (3, 4, 6)):
+        hidden = probe.choose_hidden(NAMES, vectors, unseen, shares)
+        assert len(hidden) == 1
+        assert NAMES[hidden[0]] in ("lion", "tiger", "apple")
+    with pytest.raises(TrainingError, match="--calibration none"):
+        probe.choose_hidden(NAMES, vectors, (6,), np.array([1.0, 0, 0, 0, 0, 0, 0.5]))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make the inputs that the tests share, and only read."""
+    return workspace(tmp_path_factory.mktemp("calibration"), quarters=QUARTERS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_with_each_method(inputs: Path, tmp_path: Path, method: CalibrationName) -> None:
+    """The model's weights are those without calibration; the calibration is in the artifact, twice the same bytes."""
+    config = replace(FROZEN, calibration=method)
+    run(inputs, tmp_path / "plain.h5")
+    run(inputs, tmp_path / "a.h5", config)
+    run(inputs, tmp_path / "b.h5", config)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    plain, calibrated = weights(tmp_path / "plain.h5"), weights(tmp_path / "a.h5")
+    assert all(np.array_equal(plain[name], calibrated[name]) for name in plain)
+    loaded = load_model(tmp_path / "a.h5", device="cpu").calibration
+    assert loaded is not None
+    choice = loaded_params(tmp_path / "a.h5")["calibration_choice"]
+    assert (loaded.method, loaded.parameter, loaded.top2) == (method, choice["parameter"], method == "apollonius")
+    assert list(loaded.chosen_on) == choice["validation_classes"]
+    assert set(choice["validation_classes"]) < {"cat", "dog"}
+    assert load_model(tmp_path / "plain.h5", device="cpu").calibration is None
+
+
+def loaded_params(path: Path) -> dict[str, Any]:
+    with open_artifact(path, "model") as model:
+        return model.params
+
+
+@pytest.mark.parametrize("config", [FROZEN, QUICK], ids=["frozen", "fine-tuned"])
+def test_no_unseen_label_reaches_the_calibration(inputs: Path, tmp_path: Path, config: Any) -> None:
+    """Unseen classes redrawn as each other in the label maps change nothing of the calibration."""
+    swapped = {name: tuple({3: 4, 4: 3}.get(one, one) for one in ids) for name, ids in QUARTERS.items()}
+    other = workspace(tmp_path / "other", quarters=QUARTERS)
+    redraw(other, swapped)
+    found = []
+    for place, where in enumerate((inputs, other)):
+        run(where, tmp_path / f"{place}.h5", replace(config, calibration="logit-adjustment", val_classes=("dog",)))
+        with open_artifact(tmp_path / f"{place}.h5", "model") as model:
+            found.append((model.array("calibration_bias").tolist(), model.params["calibration_choice"]))
+    assert found[0] == found[1]
+
+
+def redraw(folder: Path, quarters: dict[str, Any]) -> None:
+    """Change label maps, not photos, and make data and split again."""
+    from PIL import Image
+    from tiny import label_map
+
+    from zsseg.config import FetchConfig, SplitConfig
+    from zsseg.fetch import fetch_data
+    from zsseg.split import make_split
+
+    for name, ids in quarters.items():
+        Image.fromarray(label_map(ids)).save(folder / "set" / "masks" / f"{name}.png")
+    fetch_data(folder / "data.h5", FetchConfig("folder"), root=folder / "set", force=True)
+    make_split(folder / "data.h5", folder / "split.h5", SplitConfig(unseen=("cow", "sheep")), force=True)
+
+
+def test_the_probe_is_shown_no_hidden_class(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No label that reaches a step of the probe is a hidden class, and no photo it is scored on is trained on."""
+    steps: list[tuple[bool, set[int]]] = []
+    step, make = train._step, probe.make_plan
+    plans = []
+
+    def spy(task: Any, state: Any, batch: Any, labels: Any, **rest: Any) -> None:
+        steps.append((len(task.seen) == 2, set(labels.unique().tolist())))
+        step(task, state, batch, labels, **rest)
+
+    def note(*words: Any, **rest: Any) -> Any:
+        plans.append(make(*words, **rest))
+        return plans[-1]
+
+    monkeypatch.setattr(train, "_step", spy)
+    monkeypatch.setattr(probe, "make_plan", note)
+    for config in (FROZEN, QUICK):
+        steps.clear()
+        run(inputs, tmp_path / "a.h5", replace(config, calibration="stacking", val_classes=("dog",)), force=True)
+        of_probe = set().union(*(labels for is_probe, labels in steps if is_probe))
+        of_model = set().union(*(labels for is_probe, labels in steps if not is_probe))
+        assert of_probe == {0, 1, 255}
+        assert of_model == {0, 1, 2, 255}
+    assert all(set(plan.photos).isdisjoint(plan.rest) and plan.hidden == (2,) for plan in plans)
+
+
+def test_an_interrupted_run_resumes_to_the_same_bytes(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after the probe, a run goes on without a second probe and ends in the same bytes."""
+    config = replace(FROZEN, calibration="csls", checkpoint_every=0.0)
+    run(inputs, tmp_path / "whole.h5", config)
+    step = train._step
+
+    def stop(task: Any, state: Any, *words: Any, **rest: Any) -> None:
+        if len(task.seen) == 3 and state.step == 1:
+            raise KeyboardInterrupt
+        step(task, state, *words, **rest)
+
+    monkeypatch.setattr(train, "_step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "cut.h5", config)
+    monkeypatch.setattr(train, "_step", step)
+    monkeypatch.setattr(train, "_choose_calibration", lambda *_: pytest.fail("a second probe"))
+    with open_artifact(tmp_path / "cut.h5", "model") as model:
+        assert "calibration_bias" not in model
+        assert "calibration_choice" in model.params
+    run(inputs, tmp_path / "cut.h5", config, resume=True)
+    assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_an_interrupted_probe_leaves_nothing(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the probe is trained ends the command, and no model stands under the final name."""
+    step = train._step
+
+    def interrupt(*words: Any, **rest: Any) -> None:
+        step(*words, **rest)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train, "_step", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="stacking"))
+    assert not (tmp_path / "a.h5").exists()
+
+
+def test_wrong_validation_classes(inputs: Path, tmp_path: Path) -> None:
+    """Unknown, unseen and too many validation classes are named, and so are those without a calibration."""
+    for wrong in ("zebra", "cow"):
+        with pytest.raises(SettingError, match=f"--val-classes {wrong}: is no seen class"):
+            run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="csls", val_classes=(wrong,)))
+    with pytest.raises(SettingError, match="leaves 1 of 3 seen classes"):
+        run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="csls", val_classes=("cat", "dog")))
+    with pytest.raises(SettingError, match="--calibration"):
+        run(inputs, tmp_path / "a.h5", replace(FROZEN, val_classes=("cat",)))
+
+
+def test_where_nothing_can_be_calibrated(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A softmax model, and a split without unseen classes, are trained without a calibration, with a note."""
+    caplog.set_level("INFO", logger="zsseg")
+    run(inputs, tmp_path / "a.h5", replace(FROZEN, loss="softmax", calibration="csls"))
+    assert "softmax" in caplog.text
+    plain = workspace(tmp_path / "plain", unseen=())
+    run(plain, tmp_path / "b.h5", replace(FROZEN, calibration="csls"))
+    assert "no class is unseen" in caplog.text
+    assert [loaded_params(tmp_path / name)["calibration"] for name in ("a.h5", "b.h5")] == ["none", "none"]
+
+
+# --- through the command line -----------------------------------------------------------------------------------------
+
+
+def test_eval_and_predict_use_the_model_s_calibration(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model carries is used and recorded, left out on demand, and replaced by a seen bias."""
+    monkeypatch.setenv("ZSSEG_WORKSPACE", str(tmp_path))
+    at = ("--data", inputs / "data.h5", "--labels", inputs / "labels.h5", "--split", inputs / "split.h5")
+    quick = ("--frozen", "--epochs", "2", "--batch", "2", "--crop", "64", "--workers", "0", "--device", "cpu")
+    trained = zsseg("train", *at, *quick, "--calibration", "stacking", "--val-classes", "dog").stdout
+    assert "never saw dog" in trained
+    recorded = {}
+    for name, options in {
+        "model": (), "none": ("--calibration", "none"), "bias": ("--seen-bias", "0.3"), "zero": ("--seen-bias", "0"),
+    }.items():  # fmt: skip
+        scores = json.loads(zsseg("eval", "--data", inputs / "data.h5", "--json", "-", "--force", *options).stdout)
+        recorded[name] = scores["calibrated_by"]["method"], scores["calibrated_by"]["parameter"]
+        zsseg("predict", inputs / "data.h5", "--force", *options)
+        with (
+            open_artifact(tmp_path / "scores.h5", "scores") as kept,
+            open_artifact(tmp_path / "predictions.h5", "predictions") as predictions,
+        ):
+            assert kept.array("confusion").sum() == kept.array("gap_counts")[1].sum()
+            predicted = kept.array("confusion").sum(axis=0)
+            assert (predictions.array("areas").sum(axis=0) >= predicted).all()
+            assert predictions.params["calibrated_by"] == kept.params["calibrated_by"]
+    parameter = loaded_params(tmp_path / "model.h5")["calibration_choice"]["parameter"]
+    assert recorded == {
+        "model": ("stacking", parameter), "none": ("none", 0.0), "bias": ("stacking", 0.3), "zero": ("stacking", 0.0),
+    }  # fmt: skip
