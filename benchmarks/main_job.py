@@ -51,11 +51,11 @@ def _run_all(data: Path, work: Path) -> list[dict[str, object]]:
         ("make-split, cow and sheep unseen", ["make-split", "--unseen", "cow,sheep", "--out", "zero.h5"]),
     ]
     runs = [
-        ("mse 50, frozen, cow and sheep unseen", ["--frozen", *zero]),
-        ("mse 50, frozen", ["--frozen", *seen]),
-        ("softmax, frozen", ["--loss", "softmax", "--frozen", *seen]),
-        ("mse 50, fine-tuned, 1 epoch", ["--epochs", "1", *seen]),
-        ("softmax, fine-tuned, 1 epoch", ["--loss", "softmax", "--epochs", "1", *seen]),
+        ("mse 50, frozen, cow and sheep unseen", ["--no-gate", "--calibration", "none", *zero]),
+        ("mse 50, frozen", [*seen]),
+        ("softmax, frozen", ["--loss", "softmax", *seen]),
+        ("mse 50, fine-tuned, 1 epoch", ["--fine-tune", "--epochs", "1", *seen]),
+        ("softmax, fine-tuned, 1 epoch", ["--loss", "softmax", "--fine-tune", "--epochs", "1", *seen]),
     ]
     for index, (name, arguments) in enumerate(runs):
         model, scores = f"model{index}.h5", f"scores{index}.h5"

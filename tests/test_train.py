@@ -36,7 +36,9 @@ from zsseg.split import make_split
 from zsseg.train import TrainSummary, learning_rate, recorded_config, train
 
 DIM = 6
-QUICK = TrainConfig(epochs=2, batch=2, crop=64, workers=0, device="cpu")
+QUICK = TrainConfig(
+    frozen=False, epochs=2, batch=2, crop=64, workers=0, device="cpu", calibration="none", anchors="none"
+)
 FROZEN = replace(QUICK, frozen=True)
 MAPS = {
     "one": (0, 1, 2, 0), "two": (1, 0, 0, 2), "three": (0, 3, 1, 2), "four": (4, 0, 2, 1),
@@ -528,6 +530,7 @@ def test_a_resume_takes_the_recorded_settings(unfinished: Path) -> None:
         (("--seed", 5), ("seed", "0", "5")),
         (("--lr", 0.5), ("lr", "0.003", "0.5")),
         (("--weighting", "frequency"), ("weighting", "none", "frequency")),
+        (("--self-train", "void"), ("self_train", "none", "void")),
         (("--model", "fcn32s"), ("lite0", "fcn32s")),
         (("--loss", "softmax"), ("loss", "mse", "softmax")),
         (("--loss", "infonce"), ("loss", "mse", "infonce")),

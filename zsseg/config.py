@@ -18,7 +18,9 @@ DenseFeatures = Literal["tokens", "value"]
 LossName = Literal["mse", "cosine", "hinge", "softmax-embed", "infonce", "joem", "softmax"]
 Negatives = Literal["all", "hardest", "semi-hard"]
 Weighting = Literal["none", "frequency", "effective-number", "image"]
+Anchors = Literal["auto", "imagenet", "none"]
 CalibrationName = Literal["none", "stacking", "csls", "inverted-softmax", "logit-adjustment", "apollonius"]
+CalibrationChoice = Literal["auto", "none", "stacking", "csls", "inverted-softmax", "logit-adjustment", "apollonius"]
 Calibrated = Literal["model", "none"]
 SelfTrain = Literal["none", "void", "anywhere"]
 Protocol = Literal["native", "zs3", "spnet"]
@@ -97,7 +99,7 @@ class TrainConfig:
     model: ModelName = "lite0"
     loss: LossName = "mse"
     negatives: Negatives = "all"  # of the hinge loss
-    frozen: bool = False  # train the head only, on backbone features computed once
+    frozen: bool | None = None  # train the head only, on backbone features computed once; None: where they are learned
     epochs: int = 5
     batch: int = 8
     lr: float | None = None  # of the head; None takes the model's own, see models.default_lr
@@ -113,11 +115,13 @@ class TrainConfig:
     backbone: str | None = None  # timm's name; None: the model's own, see ARCHITECTURES
     stacks: int | None = None  # hourglasses
     dense_features: DenseFeatures | None = None  # what a cell of a vision transformer holds
-    calibration: CalibrationName = "none"
+    calibration: CalibrationChoice = "auto"  # auto: stacking, where unseen classes can be predicted
     val_classes: tuple[str, ...] = ()  # hidden to choose its parameter on; empty: chosen automatically
     max_seen_loss: float = 0.02  # seen mIoU that the calibration may cost there
     self_train: SelfTrain = "none"  # where pseudo-labels of unseen classes may be put; transductive
     rounds: int = 1  # of self-training
+    gate: bool | None = None  # a plainer embedding that decides between seen and unseen; None: where the model has one
+    anchors: Anchors = "auto"  # auto: imagenet for a frozen lite0 with a gate, where WordNet is at hand
 
 
 # Options that belong to some models only, with their defaults there.

@@ -87,6 +87,7 @@ def seen_pixels(
 ) -> Iterator[NDArray[np.int64]]:
     """Yield for each image the number of training pixels of each class, int64 (C,); unseen ones have pseudo-labels."""
     for index in indices:
+        # without a label map one void pixel, which the shape of pseudo-labels widens
         labels = training_labels(data, index, unseen, (1, 1), pseudo=pseudo)
         yield np.bincount(labels.ravel(), minlength=256)[:classes].astype(np.int64)
 
@@ -124,8 +125,8 @@ class TrainingSet(Dataset[tuple[UInt8, NDArray[np.int64]]]):
     """Augmented crops and their labels, addressed by `Position`.
 
     Items are uint8 (crop, crop, 3) images and int64 (crop / 4, crop / 4) labels that hold no unseen id but those of
-    pseudo-labels. The randomness of an item depends on seed, epoch and index alone, so neither the number of workers nor a
-    resume changes it. The HDF5 file is opened on first use, hence once in every worker.
+    pseudo-labels. The randomness of an item depends on seed, epoch and index alone, so neither the number of workers
+    nor a resume changes it. The HDF5 file is opened on first use, hence once in every worker.
     """
 
     def __init__(

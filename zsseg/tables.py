@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the summaries only; their modules load torch
     from zsseg.fetch import FetchSummary
     from zsseg.metrics import Scores
     from zsseg.predict import PredictSummary
+    from zsseg.seeds import SeedsSummary, Spread
     from zsseg.split import SplitSummary
     from zsseg.train import TrainSummary
 
@@ -119,7 +120,21 @@ def trained(summary: TrainSummary) -> RenderableType:
     if not math.isnan(summary.val_seen_miou):
         line += f"; mIoU of seen classes on a few validation images {summary.val_seen_miou:.3f}"
     backbone = Text(f"backbone weights: {summary.pretrained}", style="dim")
-    return Group(Text(line), *_calibrated(settings), backbone)
+    return Group(Text(line), *_calibrated(settings), *_pseudo_labelled(settings), backbone, *_overlap(settings))
+
+
+def _overlap(settings: dict[str, Any]) -> list[Text]:
+    """Return what the backbone's ImageNet weights have seen of the unseen classes."""
+    overlap = settings.get("imagenet_overlap")
+    if not overlap:
+        return []
+    seen = [f"{name} as {_first_few(found)}" for name, found in overlap.items() if found]
+    rest = [name for name, found in overlap.items() if found == []]
+    unknown = [name for name, found in overlap.items() if found is None]
+    said = [f"have seen {'; '.join(seen)}"] if seen else []
+    said += [f"have not seen {', '.join(rest)}"] if rest else []
+    said += [f"may have seen {', '.join(unknown)} (not in the built-in table, no WordNet at hand)"] if unknown else []
+    return [Text(f"of the unseen classes the backbone's ImageNet labels {', and '.join(said)}", style="dim")]
 
 
 def _calibrated(settings: dict[str, Any]) -> list[Text]:
@@ -136,18 +151,79 @@ def _calibrated(settings: dict[str, Any]) -> list[Text]:
     ]
 
 
+def _pseudo_labelled(settings: dict[str, Any]) -> list[Text]:
+    """Return how a self-trained model came about."""
+    record = settings.get("self_training")
+    if record is None:
+        return []
+    counts = ", ".join(f"{count:,} of {name}" for name, count in record["pixels"].items())
+    kept = settings["calibration"] == "none" or settings["self_train"] == "anywhere"
+    after = "" if kept else "; the calibration is of the first model alone"
+    return [
+        Text(
+            f"{_self_trained(settings)}, rounds: {settings['rounds']}; pixels with pseudo-labels in "
+            f"{record['photos_labelled']:,} of {record['photos']:,} photos: {counts}{after}"
+        )
+    ]
+
+
+def _self_trained(settings: dict[str, Any]) -> str:
+    """Return the words that every record of a self-trained model carries; empty for another model."""
+    match settings.get("self_train", "none"):
+        case "void":
+            return "self-trained on void pixels (transductive)"
+        case "anywhere":
+            return "self-trained anywhere, blind (transductive)"
+    return ""
+
+
 def evaluated(summary: EvalSummary) -> RenderableType:
     """Return the per-class table and the means."""
-    parts: list[RenderableType] = [_per_class(summary), _means(summary)]
-    left_out = [summary.names[index] for index in summary.generalized.left_out]
-    if left_out:
-        parts.append(
-            Text(f"left out of the means, in fewer than {summary.config.min_images} photos: {', '.join(left_out)}")
-        )
+    parts: list[RenderableType] = [_per_class(summary), _means(summary), *_left_out(summary)]
     if summary.curve is not None:
         parts.append(_curve(summary.curve))
-    parts.append(Text(f"{summary.path}: {summary.images} photos {_protocol(summary)}; {_calibrated_by(summary)}"))
+    parts.append(_scored(summary))
+    return Group(*parts, *_overlap(summary.model))
+
+
+def _first_few(words: Sequence[str], count: int = 3) -> str:
+    return ", ".join(words[:count]) + (" …" if len(words) > count else "")
+
+
+def _scored(summary: EvalSummary) -> Text:
+    """Return what was scored, and how."""
+    said = [f"{summary.images} photos {_protocol(summary)}", _calibrated_by(summary), _self_trained(summary.model)]
+    return Text(f"{summary.path}: {'; '.join(filter(None, said))}")
+
+
+def evaluated_seeds(summary: SeedsSummary) -> RenderableType:
+    """Return the per-class table and the means of several runs, each as mean ± standard deviation."""
+    first, runs = summary.runs[0], len(summary.runs)
+    classes = _table("class", "", right=("IoU", "accuracy", "photos", "IoU, vanilla"))
+    for index, name in enumerate(first.names):
+        spreads = (summary.generalized.iou[index], summary.generalized.accuracy[index], summary.vanilla.iou[index])
+        if spreads[0].count == 0:
+            continue
+        mark = "unseen" if index in first.unseen else ""
+        iou, accuracy, vanilla = (_spread(each, runs) for each in spreads)
+        photos = f"{first.images_per_class[index]:,}"
+        classes.add_row(escape(name), mark, iou, accuracy, photos, vanilla, style="yellow" if mark else None)
+    means = _table("", right=("generalized", "vanilla"))
+    for label, key in _mean_scores(first):
+        means.add_row(label, *(_spread(each.means[key], runs) for each in (summary.generalized, summary.vanilla)))
+    parts: list[RenderableType] = [classes, means, *_left_out(first)]
+    if summary.curve_area is not None:
+        parts.append(Text(f"seen–unseen curve: area {_spread(summary.curve_area, runs)}"))
+    listed = ", ".join(map(str, summary.seeds))
+    parts.append(Text(f"mean ± sample standard deviation of {runs} runs, seeds {listed}"))
+    parts += map(_scored, summary.runs)
     return Group(*parts)
+
+
+def _spread(spread: Spread, runs: int) -> str:
+    """Return "0.512 ± 0.013", and of how many runs where not of all."""
+    text = _score(spread.mean) + ("" if math.isnan(spread.std) else f" ± {spread.std:.3f}")
+    return text + (f" ({spread.count} of {runs})" if 0 < spread.count < runs else "")
 
 
 def _curve(curve: Curve) -> Text:
@@ -213,6 +289,13 @@ def _per_class(summary: EvalSummary) -> Table:
 
 def _means(summary: EvalSummary) -> Table:
     table = _table("", right=("generalized", "vanilla"))
+    for label, key in _mean_scores(summary):
+        table.add_row(label, _value(summary.generalized, key), _value(summary.vanilla, key))
+    return table
+
+
+def _mean_scores(summary: EvalSummary) -> list[tuple[str, str]]:
+    """Return how each mean score is called in a table and in `metrics.Scores`."""
     rows = [
         ("pixel accuracy", "pixel_accuracy"),
         ("mean accuracy", "mean_accuracy"),
@@ -225,9 +308,15 @@ def _means(summary: EvalSummary) -> Table:
             ("mIoU, unseen classes", "unseen_miou"),
             ("harmonic mIoU", "harmonic_miou"),
         ]
-    for label, key in rows:
-        table.add_row(label, _value(summary.generalized, key), _value(summary.vanilla, key))
-    return table
+    return rows
+
+
+def _left_out(summary: EvalSummary) -> list[Text]:
+    """Return which classes are left out of the means."""
+    names = [summary.names[index] for index in summary.generalized.left_out]
+    if not names:
+        return []
+    return [Text(f"left out of the means, in fewer than {summary.config.min_images} photos: {', '.join(names)}")]
 
 
 def _value(scores: Scores, key: str) -> str:

