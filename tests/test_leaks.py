@@ -2,7 +2,7 @@
 
 Two data sets differ in one thing: which unseen class an unseen pixel shows. Everything that training computes must come
 out the same: losses, class weights, the probe and the calibration it chooses, pseudo-labels, the validation curve, and
-the weights themselves. Where photos with unseen classes are dropped that such a photo shows one is read, which one is not.
+the weights themselves. Where photos with unseen classes are dropped, it is read that a photo shows one, not which.
 """
 
 from __future__ import annotations
