@@ -55,7 +55,10 @@ def main() -> None:
             embed_labels(names, work / f"labels{dim}.h5", config)
         for model in options.models.split(","):
             for loss, dim in [*(("mse", dim) for dim in DIMS), ("softmax", None)]:
-                config = TrainConfig(model=model, epochs=options.epochs, crop=options.crop, batch=4)
+                config = TrainConfig(
+                    model=model, frozen=False, epochs=options.epochs, crop=options.crop, batch=4,
+                    calibration="none", gate=False, anchors="none",
+                )  # fmt: skip
                 config = dataclasses.replace(config, loss=loss, weights=None if model == "lite0" else options.vgg)
                 label = f"{loss} {dim}" if dim else loss
                 curves[model, label] = _losses(work, data, split, dim, config)

@@ -154,23 +154,6 @@ def vectors_of(*angles: float) -> Any:
     return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
 
 
-@pytest.fixture
-def no_wordnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the choice go by class vectors alone."""
-    monkeypatch.setattr(probe.wordnet, "groups", lambda _: {})
-
-
-def test_hidden_classes_are_of_the_unseen_ones_kind() -> None:
-    """For an unseen animal an animal is hidden, however well the vectors of others fit; else any class."""
-    vectors = vectors_of(180, 0, 10, 90, 130, 270, 50)  # by vectors alone it would be car or bus
-    (hidden,) = probe.choose_hidden(NAMES, vectors, (6,), np.full(7, 0.5))
-    assert NAMES[hidden] in ("lion", "tiger")
-    rare = np.array([1.0, 0.001, 0.001, 0.5, 0.5, 0.5, 0.5])
-    (hidden,) = probe.choose_hidden(NAMES, vectors, (6,), rare)
-    assert NAMES[hidden] in ("car", "bus"), "no common animal is left"
-
-
-@pytest.mark.usefixtures("no_wordnet")
 def test_hidden_classes_are_as_near_as_the_unseen() -> None:
     """Hidden is the class whose nearest other seen class is as near as the unseen one's nearest seen class."""
     vectors = vectors_of(180, 0, 10, 90, 130, 270, 50)  # cow (unseen) is 40° from tiger; car and bus 40° apart
@@ -181,7 +164,6 @@ def test_hidden_classes_are_as_near_as_the_unseen() -> None:
     assert NAMES[hidden] in ("lion", "tiger")
 
 
-@pytest.mark.usefixtures("no_wordnet")
 def test_hidden_classes_are_common_objects() -> None:
     """Neither background nor a rare class is hidden, and never more than a third of those that qualify."""
     vectors = vectors_of(40, 0, 10, 80, 130, 270, 50)

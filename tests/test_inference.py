@@ -305,7 +305,7 @@ def test_softmax_scores() -> None:
     assert (scores[[0, 3]] == NEVER).all()
     grid = ScoreGrid(scores, 8, (16, 32), (16, 32))
     assert set(np.unique(predict_grid(chosen, grid, calibration.stacking(5, (1, 2, 4), 5.0)).label_map)) <= {1, 2, 4}
-    with pytest.raises(SettingError, match="a softmax model has none"):
+    with pytest.raises(SettingError, match="a softmax model or one with a gate has none"):
         calibrate(grid, calibration.apollonius(5, (1, 2, 4), 0.5))
 
 

@@ -154,7 +154,7 @@ def test_the_models_to_score(tmp_path: Path) -> None:
 def test_shared_features_change_no_byte_and_are_computed_once(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs that differ in their seed share the frozen backbone's features; a run of another crop does not."""
+    """Runs on the same photos share the frozen backbone's features; another precision has its own."""
     from dataclasses import replace
 
     made: list[object] = []
@@ -167,12 +167,12 @@ def test_shared_features_change_no_byte_and_are_computed_once(
     monkeypatch.setattr(batches.FeatureCache, "__init__", counting)
     shared = Features()
     for seed in (0, 1):
-        config = replace(FROZEN, epochs=1, seed=seed)
+        config = replace(FROZEN, epochs=1, seed=seed, precision="float32", crop=64 - 32 * seed)
         run(inputs, tmp_path / f"shared{seed}.h5", config, features=shared)
     assert len(made) == 1
-    run(inputs, tmp_path / "alone.h5", replace(FROZEN, epochs=1, seed=1))
+    run(inputs, tmp_path / "alone.h5", config)
     assert (tmp_path / "shared1.h5").read_bytes() == (tmp_path / "alone.h5").read_bytes()
-    run(inputs, tmp_path / "crop.h5", replace(FROZEN, epochs=1, seed=1, crop=32), features=shared)
+    run(inputs, tmp_path / "other.h5", replace(config, precision="bfloat16"), features=shared)
     assert len(made) == 3
 
 

