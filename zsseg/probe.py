@@ -2,9 +2,8 @@
 
 `train` hides the validation classes as it hides the unseen ones, trains the probe on the rest, and asks here which
 parameter gives the best harmonic mIoU of the two kinds on training photos kept aside from the probe. The labels of the
-validation classes are known, for they are seen classes; those of unseen classes stay void, but unseen classes
-compete: that they draw seen pixels to them is what a calibration costs. The model itself is then trained on all seen
-classes, and takes the parameter over.
+validation classes are known, for they are seen classes; those of unseen classes stay void, and unseen classes do not
+compete. The model itself is then trained on all seen classes, and takes the parameter over.
 
 Which classes to hide is decided by class vectors, by names, and by how many photos show a seen class: no unseen label
 is read. What a method looks at besides (`Evidence`) comes from training photos: pixels drawn without a label for
@@ -208,7 +207,7 @@ def measure(
         grid = score_image(model, image, max_side=PredictConfig.max_side)
         pixels += np.bincount(truth[truth != VOID], minlength=classes)
         for each, unit, total in zip(calibrations, units, counts, strict=True):
-            found = contest(grid, each, model.seen, model.unseen)
+            found = contest(grid, each, model.seen, plan.hidden)
             total += count_gaps(truth, found.seen, found.unseen, gap_bins(found.gap, unit), classes=classes)
     return [
         seen_unseen_curve(total, gap_edges(unit), pixels, seen=model.seen, unseen=plan.hidden)
