@@ -52,6 +52,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CROP = 320
 WARMUP = 100  # steps, at most a tenth of the run
+PROBE_SHARE = 0.4  # of the epochs: a probe serves to choose one number, and should not double the time
 VAL_IMAGES = 30  # of the validation curve
 
 
@@ -263,6 +264,7 @@ def _choose_calibration(task: Task, cache: FeatureCache | None, progress: Progre
             seen=np.setdiff1d(task.seen, plan.hidden),
             unseen=np.union1d(task.unseen, plan.hidden),
             train=np.array(plan.rest, dtype=np.int64),
+            config=replace(config, epochs=math.ceil(config.epochs * PROBE_SHARE)),
         )
         state = _start(probe_task)
         if not _run(probe_task, state, None, cache, progress):
