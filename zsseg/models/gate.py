@@ -1,14 +1,14 @@
 """The gate: a second, plainer pixel embedding that decides between seen and unseen classes.
 
 A head that is trained to tell the seen classes apart learns to tell background from *them*: with cow and sheep unseen,
-half of the cow pixels and two thirds of the sheep pixels of voc-animals came out as background, for the global
-context of a photo without a known animal says that there is none. An embedding of the same class vectors that sees a
-cell's own features only, half of them dropped, and is trained for a third of the steps, ranks seen classes worse and
-generalises better. The gate is the mean of three such embeddings, which err differently: a wide and a deep one that
-learn by mse, and a deep one that learns by `losses.softmax_embed`. So each does what
-it is good at (two scorers, one to accept and one to name, as in open-set recognition: Zhang and Ding, "Prototypical
-Matching and Open Set Rejection for Zero-Shot Semantic Segmentation", ICCV 2021): with a the NNE scores of the head's
-embedding and b those of the gate's,
+half of the cow pixels and two thirds of the sheep pixels of voc-animals came out as background (docs/zero-shot.md), for
+the global context of a photo without a known animal says that there is none. An embedding of the same class vectors
+that sees a cell's own features only, half of them dropped, and is trained for a third of the steps, ranks seen classes
+worse and generalises better. The gate is the mean of three such embeddings, which err differently: a wide and a deep
+one that learn by mse, and a deep one that learns by `losses.softmax_embed`. So each does what it is good at (two
+scorers, one to accept and one to name, as in open-set recognition: Zhang and Ding, "Prototypical Matching and Open Set
+Rejection for Zero-Shot Semantic Segmentation", ICCV 2021): with a the NNE scores of the head's embedding and b those
+of the gate's,
 
     score_c = a_c − max over seen a + max over seen b     for a seen class c,
     score_c = b_c                                         for an unseen one.
