@@ -15,8 +15,7 @@ run() {
 run zsseg fetch-data sample --force             # -> data.h5
 run zsseg embed-labels --dim 50 --force         # -> labels.h5
 run zsseg make-split --unseen "$UNSEEN" --force # -> split.h5
-# plain nearest neighbours: in these scenes words alone tell the unseen classes, so nothing has to help them
-run zsseg train --no-gate --calibration none --force # -> model.h5
+run zsseg train --force                         # -> model.h5
 run zsseg predict "$ZSSEG_WORKSPACE/data.h5" --force --quiet # -> predictions.h5, predictions/*.png
 for artifact in data labels model predictions; do
     run zsseg visualize "$ZSSEG_WORKSPACE/$artifact.h5" --force # -> pictures/*.png

@@ -18,8 +18,6 @@ from zsseg.classes import VOID
 from zsseg.images import decode_image, decode_label_map
 from zsseg.vectors import WHEEL, read_vocabulary
 
-SAMPLE_TRAIN = ("--no-gate", "--calibration", "none")  # plain NNE: what the oracle is made for
-
 
 def label_map(data: Artifact, index: int) -> NDArray[np.uint8]:
     return decode_label_map(data.bytes_at("label_maps", index), "truth")
@@ -158,7 +156,7 @@ def shuffled_vectors(path: Path, names: list[str], *, seed: int) -> Path:
 def unseen_miou(space: Path, *, embed: tuple[object, ...] = ()) -> dict[str, Any]:
     """Embed, train, and return the generalized scores."""
     zsseg("embed-labels", *embed, "--force", "--workspace", space)
-    zsseg("train", *SAMPLE_TRAIN, "--force", "--workspace", space)
+    zsseg("train", "--force", "--workspace", space)
     scores: dict[str, Any] = json.loads(zsseg("eval", "--force", "--json", "-", "--workspace", space).stdout)
     return scores["generalized"]  # type: ignore[no-any-return]
 

@@ -100,7 +100,8 @@ class Task:
     @property
     def gate_steps(self) -> int:
         """Steps that train the gate, from the first on."""
-        return math.ceil(self.total_steps * gate.SHARE) if self.config.gate else 0
+        wanted = max(gate.LEAST_STEPS, math.ceil(self.total_steps * gate.SHARE))
+        return min(wanted, self.total_steps) if self.config.gate else 0
 
     @property
     def pseudo_maps(self) -> Mapping[int, bytes]:
@@ -619,7 +620,8 @@ def _read_task(data: Path, split: Path, labels: Path | None, config: TrainConfig
             raise TrainingError(f"{split}: leaves no training image; choose other unseen classes or --policy ignore")
         unseen = parts.array("unseen")
         config = _needed_calibration(config, vectors, unseen)
-        config = _needed_gate(config, zero_shot=vectors is not None and len(unseen) > 0)
+        zero_shot = vectors is not None and len(unseen) > 0
+        config = _needed_gate(config, zero_shot=zero_shot, photographs=images.params.get("source") != "sample")
         _check_self_training(config, parts)
         config, plan = _plan(config, images, indices, vectors, unseen)
         device = choose_device(config.device)
@@ -641,12 +643,13 @@ def _read_task(data: Path, split: Path, labels: Path | None, config: TrainConfig
         )
 
 
-def _needed_gate(config: TrainConfig, *, zero_shot: bool) -> TrainConfig:
+def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> TrainConfig:
     """Decide on the gate and the anchors where the settings leave that open.
 
     Args:
         config: Settings.
         zero_shot: Whether an unseen class can be predicted at all.
+        photographs: Whether ImageNet's classifier can recognise anything: it cannot in the sample's drawn scenes.
 
     Raises:
         SettingError: They are asked for and cannot be had.
@@ -663,7 +666,7 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool) -> TrainConfig:
     has_gate = config.model == "lite0" and not by_distance if config.gate is None else config.gate
     anchors = config.anchors
     if anchors == "auto":
-        at_hand = has_gate and config.frozen and config.weights is None and wordnet.at_hand()
+        at_hand = photographs and has_gate and config.frozen and config.weights is None and wordnet.at_hand()
         anchors = "imagenet" if at_hand else "none"
     if anchors == "imagenet" and not has_gate:
         raise SettingError("--anchors imagenet adds to the scores of the gate, and --no-gate leaves that out; drop one")

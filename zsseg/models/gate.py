@@ -28,6 +28,7 @@ from torch import Tensor, nn
 WIDE, DEEP = 1024, 256  # hidden channels of a branch with one layer, and of one with two
 DROPOUT = 0.5  # of the features
 SHARE = 1 / 3  # of the run's steps that train the gate; longer, it turns unseen classes into background, too
+LEAST_STEPS = 500  # of those; a short run trains it to the end
 CONTRASTIVE = 0.5  # what the branch of softmax_embed counts, whose embeddings are longer than the class vectors
 LOG_SCALE = math.log(10)  # of its softmax
 
