@@ -25,6 +25,7 @@ from tiny import NAMES, SIDE, label_map, write_folder, zsseg
 
 from zsseg.artifacts import create, open_artifact
 from zsseg.batches import FeatureCache
+from zsseg.checkpoint import recorded_config
 from zsseg.config import FetchConfig, ModelName, SplitConfig, TrainConfig
 from zsseg.dataset import Position, normalise, read_image, sample_labels, training_labels
 from zsseg.errors import ArtifactError, SettingError, TrainingError
@@ -33,7 +34,7 @@ from zsseg.inference import load_model
 from zsseg.models import build
 from zsseg.progress import SILENT
 from zsseg.split import make_split
-from zsseg.train import TrainSummary, learning_rate, recorded_config, train
+from zsseg.train import TrainSummary, learning_rate, train
 
 DIM = 6
 QUICK = TrainConfig(

@@ -523,7 +523,7 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a visual model towards the class vectors, model.h5. Ctrl-C keeps what was trained so far."""
-    from zsseg import artifacts, tables
+    from zsseg import artifacts, checkpoint, tables
     from zsseg import seeds as repeats
     from zsseg import train as training
 
@@ -536,7 +536,7 @@ def train(
     )  # fmt: skip
     given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
     if resume:
-        config = replace(training.recorded_config(files.out), **given)
+        config = replace(checkpoint.recorded_config(files.out), **given)
     if config.seed + seeds - 1 > MAX_SEED:
         raise SettingError(f"--seed {config.seed} --seeds {seeds}: the last seed is above {MAX_SEED}; lower --seed")
     runs = repeats.plan(files.out, range(config.seed, config.seed + seeds), force=force, resume=resume, given=given)
