@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zsseg import embed, vectors, wordnet
+from zsseg import vectors, wordnet, words
 from zsseg.artifacts import open_artifact
 from zsseg.classes import VOC_NAMES
 from zsseg.config import EmbedConfig
-from zsseg.embed import as_json, choose_tokens, embed_labels, project
+from zsseg.embed import as_json, embed_labels
 from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.vectors import Vocabulary, read_file, read_vocabulary
+from zsseg.words import choose_tokens, project
 
 
 def write_vectors(path: Path, words: list[str], *, dim: int = 8, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -80,7 +81,7 @@ def test_a_name_finds_its_tokens(tmp_path: Path, name: str, words: list[str], ex
 def test_a_rare_token_loses_against_a_common_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Glued rare words are passed over while anything common is left; phrase tokens are exempt."""
     monkeypatch.setattr(vectors, "COMMON", 3)
-    monkeypatch.setattr(embed, "COMMON", 3)
+    monkeypatch.setattr(words, "COMMON", 3)
     vocabulary = vocabulary_of(
         tmp_path / "words.txt", ["dining", "table", "plant", "diningtable", "potted_plant", "hotdog"]
     )

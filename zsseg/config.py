@@ -21,12 +21,16 @@ Weighting = Literal["none", "frequency", "effective-number", "image"]
 Anchors = Literal["auto", "imagenet", "none"]
 CalibrationName = Literal["none", "stacking", "csls", "inverted-softmax", "logit-adjustment", "apollonius"]
 CalibrationChoice = Literal["auto", "none", "stacking", "csls", "inverted-softmax", "logit-adjustment", "apollonius"]
+CalibrateOn = Literal["auto", "seen", "val-classes"]
 Calibrated = Literal["model", "none"]
 SelfTrain = Literal["none", "void", "anywhere"]
 Protocol = Literal["native", "zs3", "spnet"]
 Precision = Literal["auto", "float32", "bfloat16"]
 Partition = Literal["train", "val", "all"]
 Device = Literal["auto", "cpu", "cuda"]
+PictureFormat = Literal["png", "svg"]
+Palette = Literal["voc", "safe"]
+Plane = Literal["pca", "tsne", "umap"]
 
 
 # Vector sets that `fetch-data` downloads: the name that `--vectors` takes -> the file in cache_folder()/"vectors".
@@ -116,8 +120,9 @@ class TrainConfig:
     stacks: int | None = None  # hourglasses
     dense_features: DenseFeatures | None = None  # what a cell of a vision transformer holds
     calibration: CalibrationChoice = "auto"  # auto: stacking, where unseen classes can be predicted
-    val_classes: tuple[str, ...] = ()  # hidden to choose its parameter on; empty: chosen automatically
-    max_seen_loss: float = 0.02  # seen mIoU that the calibration may cost there
+    calibrate_on: CalibrateOn = "auto"  # what its parameter is chosen on; auto: val-classes if any is named, else seen
+    val_classes: tuple[str, ...] = ()  # seen classes hidden for that; empty: chosen automatically
+    max_seen_loss: float = 0.015  # seen mIoU that the calibration may cost
     self_train: SelfTrain = "none"  # where pseudo-labels of unseen classes may be put; transductive
     rounds: int = 1  # of self-training
     gate: bool | None = None  # a plainer embedding that decides between seen and unseen; None: where the model has one
@@ -160,3 +165,28 @@ class PredictConfig:
     device: Device = "auto"
     skip_bad: bool = False  # leave unreadable files out and name them, instead of stopping
     calibration: Calibrated = "model"
+    classes: tuple[str, ...] = ()  # words to predict; empty: the model's own classes
+    add: bool = False  # predict them beside the model's own classes instead of alone
+    vocabulary: int | Literal["all"] | None = None  # read regions out as the nearest of so many words
+    regions: int = 8  # of a photo that is read out, at most
+    nearest: int = 5  # words of each
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """Settings of `visualize`."""
+
+    limit: int = 12  # photos to show at most
+    format: PictureFormat = "png"
+    palette: Palette = "voc"  # of the classes; safe: told apart by colour-blind readers, as far as so many can be
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Settings of `visualize --report`."""
+
+    limit: int = 50
+    palette: Palette = "voc"
+    space: Plane = "pca"  # how the joint space is brought to the plane
+    words: int = 5000  # the most frequent ones, to tell those nearest to a place; 0: class names alone
+    device: Device = "auto"

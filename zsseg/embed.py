@@ -1,42 +1,31 @@
 """embed-labels: map class names into the joint space, by word vectors and PCA.
 
-From a name to its word vector. Tried in this order:
-    1. the name as one token of the vocabulary: as typed, lower-case, and for a name of several words (split at space,
-       "_" and "-"; nothing is stripped) also with its words joined by "_", by a space, by "-" and by nothing;
-    2. the mean of the vectors of its words, every one of which must be known, recorded as "dining+table";
-    3. the same two steps for each of the name's aliases (`classes.ALIASES`), in their order.
-Rare tokens are often typos or glued words with a meaningless vector ("hotdog" in GloVe is near "falafel" and
-"brawler"), so a choice that needs a word beyond the vocabulary's `vectors.COMMON` most frequent ones is passed over
-while any later choice is left; a phrase token, joined by "_", " " or "-", was put there on purpose and is exempt.
-No vocabulary word at all is an error.
-
-From word vectors to class vectors. Every vector is first scaled to unit length (a word's length tells its frequency
-rather than its meaning), a mean of several words again after averaging; those of several sources are concatenated and
-scaled to unit length again, so that each source has the same share. With `retrofit` each source's class vectors are
-first drawn towards the words that WordNet puts near them (`wordnet.lexicon`, `wordnet.retrofit`), those it knows.
-The PCA is fitted on the *population*: the source's `fit_words` most frequent words, and with `vocabulary` those of a
-second file besides, each word once; of several sources, the words that all of them have there. A sentence encoder
-reads the words of the other sources or, alone, the most frequent words of GloVe. These are words of a language, not
-labels of images: the population depends on neither the classes nor which of them are unseen. Then
+`words` says how a name becomes a word vector. From word vectors to class vectors: every vector is first scaled to unit
+length (a word's length tells its frequency rather than its meaning), a mean of several words again after averaging;
+those of several sources are concatenated and scaled to unit length again, so that each source has the same share. With
+`retrofit` each source's class vectors are first drawn towards the words that WordNet puts near them
+(`wordnet.lexicon`, `wordnet.retrofit`), those it knows. The PCA is fitted on the *population*: the source's `fit_words`
+most frequent words, and with `vocabulary` those of a second file besides, each word once; of several sources, the words
+that all of them have there. A sentence encoder reads the words of the other sources or, alone, the most frequent words
+of GloVe. These are words of a language, not labels of images: the population depends on neither the classes nor which
+of them are unseen. Then
 
     vectors = normalise((raw - mean) @ components.T)
 
-where `mean` is the population's mean, or zeros with `center=False` (the axes are those of the centred population either
-way), and `normalise` scales rows to unit length or, with "none", leaves them. `components` are the PCA axes but for the
-first `remove_top`, which hold what all words share: all-but-the-top, then PCA. With `reduce="none"` they are the
-projection that removes those axes and nothing else, the identity for none.
+(`words.project`), where `mean` is the population's mean, or zeros with `center=False` (the axes are those of the
+centred population either way), and `normalise` scales rows to unit length or, with "none", leaves them. `components`
+are the PCA axes but for the first `remove_top`, which hold what all words share: all-but-the-top, then PCA. With
+`reduce="none"` they are the projection that removes those axes and nothing else, the identity for none.
 
 References:
     J. Mu and P. Viswanath, "All-but-the-Top", ICLR 2018.
-    M. Faruqui et al., "Retrofitting Word Vectors to Semantic Lexicons", NAACL 2015.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +34,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsseg import artifacts, audit, sentences, wordnet
-from zsseg.classes import ALIASES
-from zsseg.config import FIT_WORDS, FIT_WORDS_ENCODED, EmbedConfig, Normalize
-from zsseg.errors import DataError, SettingError
-from zsseg.vectors import COMMON, WHEEL, Vocabulary, read_vocabulary
+from zsseg.config import FIT_WORDS, FIT_WORDS_ENCODED, EmbedConfig
+from zsseg.errors import SettingError
+from zsseg.vectors import WHEEL, Vocabulary, read_vocabulary
+from zsseg.words import (
+    choices,
+    choose_tokens,
+    concatenated,
+    known,
+    normalise,
+    phrases,
+    project,
+    retrofitted,
+    word_vector,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ def embed_labels(
     lexicon = _lexicon(names, config)
     sources = _read_sources(names, config, lexicon)
     population = _population(sources)
-    raw = _concatenated([source.raw for source in sources])
+    raw = concatenated([source.raw for source in sources])
     mean, components, explained = _fit(population, config)
     vectors = project(raw, mean, components, normalize="none")
     _check_directions(names, vectors, config)
@@ -176,43 +175,6 @@ def as_json(summary: EmbedSummary) -> dict[str, Any]:
         "explained": summary.explained,
         **({} if summary.report is None else audit.as_json(summary.report)),
     }
-
-
-def choose_tokens(name: str, vocabulary: Vocabulary) -> tuple[str, ...]:
-    """Return the vocabulary tokens that stand for a class name; the module docstring states the rule.
-
-    Raises:
-        SettingError: None is known; the message names close spellings.
-    """
-    known = [choice for choice in _choices(name) if all(token in vocabulary for token in choice)]
-    if not known:
-        raise _unknown(name, vocabulary)
-    return next((choice for choice in known if not any(_is_doubtful(token, vocabulary) for token in choice)), known[0])
-
-
-def project(raw: NDArray[Any], mean: NDArray[Any], components: NDArray[Any], normalize: Normalize) -> Float64:
-    """Map word vectors into the joint space: normalise((raw - mean) @ components.T).
-
-    Args:
-        raw: Word vectors of unit length, (C, R).
-        mean: What is subtracted, (R,).
-        components: PCA axes, (D, R), rows of unit length.
-        normalize: "unit" scales each row to unit length, a zero row stays; "none" leaves the rows.
-
-    Returns:
-        float64 (C, D).
-    """
-    centred = np.asarray(raw, dtype=np.float64) - np.asarray(mean, dtype=np.float64)
-    return normalise(centred @ np.asarray(components, dtype=np.float64).T, normalize)
-
-
-def normalise(vectors: Float64, normalize: Normalize) -> Float64:
-    """Return (C, D) rows at unit length, or as they are with "none"; a zero row stays zero."""
-    if normalize == "none":
-        return vectors
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    scaled: Float64 = vectors / np.where(lengths > 0, lengths, 1.0)
-    return scaled
 
 
 def nearest_classes(names: Sequence[str], vectors: NDArray[Any]) -> tuple[tuple[tuple[str, float], ...], ...]:
@@ -258,54 +220,6 @@ def _check_sources(config: EmbedConfig) -> None:
         raise SettingError("--text-weights: only for a CLIP text tower; add --vectors clip:MODEL, or leave it out")
 
 
-def _choices(name: str) -> Iterator[tuple[str, ...]]:
-    """Yield the token combinations that may stand for a name, preferred ones first."""
-    key = " ".join(_split(name.lower()))
-    aliases = ALIASES.get(name.lower()) or ALIASES.get(key) or ALIASES.get(key.replace(" ", "")) or ()
-    for spelling in (name, *aliases):
-        variants = tuple(dict.fromkeys((spelling, spelling.lower())))
-        for variant in variants:
-            parts = _split(variant)
-            yield (variant,)
-            yield from ((glue.join(parts),) for glue in ("_", " ", "-", "") if len(parts) > 1)
-        for variant in variants:
-            if len(parts := _split(variant)) > 1:
-                yield tuple(parts)
-
-
-def _phrases(word: str) -> Iterator[str]:
-    """Yield the single tokens that may stand for a word of WordNet, such as motor_vehicle."""
-    parts = _split(word)
-    for glue in ("_", " ", "-", "") if len(parts) > 1 else ("",):
-        yield from dict.fromkeys((glue.join(parts), glue.join(parts).lower()))
-
-
-def _split(name: str) -> list[str]:
-    return [part for part in re.split(r"[\s_-]+", name) if part]
-
-
-def _is_doubtful(token: str, vocabulary: Vocabulary) -> bool:
-    return vocabulary.rank(token) >= COMMON and len(_split(token)) == 1
-
-
-def _unknown(name: str, vocabulary: Vocabulary) -> SettingError:
-    missing = next((part for part in _split(name.lower()) if part not in vocabulary), name)
-    return SettingError(
-        f"class {name!r}: the word {missing!r} is not among the {vocabulary.size:,} of {vocabulary.name}"
-        f"{vocabulary.close_spellings(missing)}; rename the class in classes.txt, or pass other --vectors"
-    )
-
-
-def _word_vector(tokens: Sequence[str], vocabulary: Vocabulary) -> Float64:
-    """Return the mean of the tokens' unit vectors, scaled to unit length, float64 (R,)."""
-    mean = np.mean([vocabulary.unit(token) for token in tokens], axis=0)
-    length = float(np.linalg.norm(mean))
-    if length == 0:
-        raise DataError(f"{vocabulary.name}: the vectors of {' and '.join(tokens)} cancel out; use other --vectors")
-    unit: Float64 = mean / length
-    return unit
-
-
 def _lexicon(names: Sequence[str], config: EmbedConfig) -> wordnet.Lexicon | None:
     if not config.retrofit:
         return None
@@ -331,36 +245,25 @@ def _read_words(
 ) -> _Source:
     """Return what a source of word vectors says."""
     count = FIT_WORDS if config.fit_words is None else config.fit_words
-    graph_tokens = {token for word in (() if lexicon is None else lexicon.words) for token in _phrases(word)}
-    wanted = {token for class_name in names for choice in _choices(class_name) for token in choice}
+    graph_tokens = {token for word in (() if lexicon is None else lexicon.words) for token in phrases(word)}
+    wanted = {token for class_name in names for choice in choices(class_name) for token in choice}
     source = read_vocabulary(name, wanted=wanted | graph_tokens, frequent=count)
     more = None if extra is None else read_vocabulary(extra, wanted=graph_tokens, frequent=count)
     tokens = [choose_tokens(class_name, source) for class_name in names]
-    raw = np.stack([_word_vector(choice, source) for choice in tokens])
+    raw = np.stack([word_vector(choice, source) for choice in tokens])
     words, vectors, text = _frequent(source, count)
     record: dict[str, Any] = {"source_words": source.size, "sha256": source.sha256}
     if more is not None:
         words, vectors, text = _joined((words, vectors, text), more, source, count)
         record |= {"vocabulary": more.name, "vocabulary_sha256": more.sha256}
     if lexicon is not None:
-        raw, graph = _retrofitted(raw, lexicon, _known(lexicon, source, more), name=source.name)
+        raw, graph = retrofitted(raw, lexicon, known(lexicon, source, more), name=source.name)
         record |= graph
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
     kept = lengths > 0
     words = [word for word, keep in zip(words, kept, strict=True) if keep]
     spelt_out = tuple("+".join(choice) for choice in tokens)
     return _Source(source.name, spelt_out, raw, words, vectors[kept] / lengths[kept, None], text, record)
-
-
-def _known(lexicon: wordnet.Lexicon, *vocabularies: Vocabulary | None) -> dict[str, Float64]:
-    """Return the unit vectors of the graph's words that a vocabulary has, the first ones first."""
-    found: dict[str, Float64] = {}
-    for vocabulary in filter(None, vocabularies):
-        spelt = {word: next((token for token in _phrases(word) if token in vocabulary), None) for word in lexicon.words}
-        for word, token in spelt.items():
-            if token is not None and word not in found:
-                found[word] = vocabulary.unit(token)
-    return found
 
 
 def _frequent(source: Vocabulary, count: int) -> tuple[list[str], NDArray[np.float32], str]:
@@ -411,25 +314,11 @@ def _read_encoded(
     if lexicon is not None:
         spelt = [word.replace("_", " ") for word in lexicon.words]
         known = dict(zip(lexicon.words, sentences.encode_words(encoder, spelt, config.prompts), strict=True))
-        raw, graph = _retrofitted(raw, lexicon, known, name=encoder.name)
+        raw, graph = retrofitted(raw, lexicon, known, name=encoder.name)
         record |= graph
     words = shared[:count]
     vectors = sentences.encode_words(encoder, words, config.prompts)
     return _Source(encoder.name, tuple(phrases), raw, words, vectors, text, record)
-
-
-def _retrofitted(
-    raw: Float64, lexicon: wordnet.Lexicon, known: Mapping[str, Float64], *, name: str
-) -> tuple[Float64, dict[str, int]]:
-    """Return class vectors retrofitted to the part of the graph whose words are known, and the size of that part."""
-    places = [place for place, word in enumerate(lexicon.words) if word in known]
-    node = {len(raw) + place: len(raw) + row for row, place in enumerate(places)}
-    node |= {index: index for index in range(len(raw))}
-    edges = [(node[one], node[two]) for one, two in lexicon.edges if one in node and two in node]
-    rows = [known[lexicon.words[place]] for place in places]
-    logger.info("%s knows %d of WordNet's %d words around the classes", name, len(places), len(lexicon.words))
-    moved = wordnet.retrofit(np.concatenate([raw, rows]) if rows else raw, edges)[: len(raw)]
-    return normalise(moved, "unit"), {"retrofit_words": len(places), "retrofit_edges": len(edges)}
 
 
 def _shared(sources: Sequence[_Source]) -> list[str]:
@@ -452,12 +341,7 @@ def _population(sources: Sequence[_Source]) -> _Population:
         row = {word: place for place, word in enumerate(source.population)}
         blocks.append(source.vectors[[row[word] for word in words]])
     which = "; ".join(source.text for source in sources)
-    return _Population(_concatenated(blocks), f"{len(words):,} words in common of {which}")
-
-
-def _concatenated(blocks: Sequence[Float64]) -> Float64:
-    """Return blocks of unit rows, (M, R_1), (M, R_2), ..., side by side, at unit length."""
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1) / np.sqrt(len(blocks))
+    return _Population(concatenated(blocks), f"{len(words):,} words in common of {which}")
 
 
 def _words(sources: Sequence[_Source]) -> list[str]:

@@ -64,6 +64,8 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
         "seen": Field("int64", ("P",), "ids of the seen classes, ascending"),
         "unseen": Field("int64", ("Q",), "ids of the unseen classes, ascending"),
         "vectors": Field("float32", ("C", "D"), "class vectors; absent from a softmax model", optional=True),
+        "recipe_mean": Field("float32", ("R",), "mean of labels.h5, for words; absent likewise", optional=True),
+        "recipe_components": Field("float32", ("D", "R"), "components of labels.h5; absent likewise", optional=True),
         "loss": Field("float32", ("S",), "training loss of each step"),
         "lr": Field("float32", ("S",), "learning rate of the head at each step"),
         "val_seen_miou": Field("float32", ("E",), "mIoU over seen classes, unseen pixels void, after each epoch"),
@@ -97,5 +99,6 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
         "label_maps": Field("bytes", ("N",), "palette PNG of class ids at the image's own size"),
         "areas": Field("int64", ("N", "C"), "pixels given to each class"),
         "mean_scores": Field("float32", ("N", "C"), "mean score of those pixels; NaN where there are none"),
+        "readings": Field("str", ("N",), "JSON of regions and their nearest words, with --vocabulary", optional=True),
     },
 }

@@ -105,6 +105,29 @@ class Vocabulary:
         return suggestion(word, near)
 
 
+def joined(own: Vocabulary, extra: Vocabulary) -> Vocabulary:
+    """Return a vocabulary with the words of a second one, made by the same model, after its own; each word once.
+
+    Raises:
+        DataError: Their vectors differ in length.
+    """
+    if own.vectors.shape[1] != extra.vectors.shape[1]:
+        raise DataError(
+            f"{extra.name}: {extra.vectors.shape[1]} numbers a word, expected {own.vectors.shape[1]} as in {own.name}"
+        )
+    new = [word for word in extra.rows if word not in own]
+    places = [extra.rows[word] for word in new]
+    return Vocabulary(
+        name=f"{own.name} and {extra.name}",
+        sha256=own.sha256,
+        size=own.size + extra.size,
+        spellings=tuple(dict.fromkeys((*own.spellings, *extra.spellings)))[:COMMON],
+        rows=own.rows | {word: len(own.rows) + place for place, word in enumerate(new)},
+        ranks=np.concatenate([own.ranks, own.size + extra.ranks[places]]),
+        vectors=np.concatenate([own.vectors, extra.vectors[places]]),
+    )
+
+
 def read_vocabulary(source: str, *, wanted: Collection[str], frequent: int) -> Vocabulary:
     """Read a source of word vectors.
 
