@@ -183,9 +183,10 @@ def test_visualize_refuses_what_is_no_artifact(space: Path, damage: object) -> N
     refuse(space, "visualize", space / "scores.h5", says=(space / "scores.h5",))
 
 
-def test_visualize_refuses_a_split(space: Path) -> None:
-    """A split has no picture, and the message lists what has."""
-    refuse(space, "visualize", space / "split.h5", says=("split.h5", "predictions"))
+def test_visualize_refuses_a_split_without_its_data(space: Path) -> None:
+    """A split alone cannot be drawn, and the message names the option."""
+    (space / "data.h5").unlink()
+    refuse(space, "visualize", space / "split.h5", says=("split.h5", "--data"))
 
 
 def test_predict_names_the_argument_when_an_artifact_is_no_data(space: Path) -> None:
@@ -220,7 +221,7 @@ def test_an_existing_output_needs_force(space: Path, words: tuple[str, ...], kin
     artifacts.open_artifact(space / f"{kind}.h5", kind).close()  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["data", "labels", "model", "scores", "predictions"])
+@pytest.mark.parametrize("kind", ["data", "labels", "split", "model", "scores", "predictions"])
 def test_visualize_draws_every_kind_and_refuses_to_draw_over(space: Path, kind: str) -> None:
     """Each kind gives pictures whose names stdout lists; a second run needs --force."""
     out = space / "pictures"

@@ -17,8 +17,10 @@ from PIL import Image
 from zsseg import visualize as drawing
 from zsseg.artifacts import create
 from zsseg.classes import VOC_NAMES
+from zsseg.config import PictureConfig
 from zsseg.errors import ArtifactError, SettingError
 from zsseg.images import UInt8, colour, decode_image, encode_label_map, voc_palette
+from zsseg.projection import principal_plane
 from zsseg.schema import Kind
 from zsseg.visualize import PICTURES, fits, visualize
 
@@ -128,20 +130,26 @@ def each_kind(tmp_path: Path) -> dict[str, Path]:
         "model": write_model(tmp_path / "model.h5", rng.uniform(1, 2, 200), [0.1, 0.2, 0.3]),
         "scores": write_scores(tmp_path / "scores.h5", rng.integers(0, 99, (5, 5))),
         "predictions": write_predictions(tmp_path / "predictions.h5", ids),
+        "split": write_split(tmp_path / "split.h5"),
     }
+
+
+def draw(each_kind: dict[str, Path], kind: str, out: Path, **options: Any) -> tuple[Path, ...]:
+    """Draw an artifact of `each_kind`, a split with its data."""
+    return visualize(each_kind[kind], out, data=each_kind["data"] if kind == "split" else None, **options)
 
 
 @pytest.mark.parametrize("kind", list(PICTURES))
 def test_each_kind_is_drawn(each_kind: dict[str, Path], kind: str, tmp_path: Path) -> None:
     """Every kind gives its pictures in a folder that is made, nothing else in it, the same bytes each time."""
-    paths = visualize(each_kind[kind], tmp_path / "new" / "out")
+    paths = draw(each_kind, kind, tmp_path / "new" / "out")
     assert [path.name for path in paths] == list(PICTURES[kind])
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == sorted(PICTURES[kind])
     for path in paths:
         picture = read(path)
         assert min(picture.shape[:2]) > 60
         assert picture.std() > 5
-    again = visualize(each_kind[kind], tmp_path / "again")
+    again = draw(each_kind, kind, tmp_path / "again")
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
 
 
@@ -152,17 +160,17 @@ def test_existing_pictures_are_kept(each_kind: dict[str, Path], kind: str, tmp_p
     last.parent.mkdir()
     last.write_bytes(b"mine")
     with pytest.raises(ArtifactError, match=f"{last.name}: exists already; add --force"):
-        visualize(each_kind[kind], tmp_path / "out")
+        draw(each_kind, kind, tmp_path / "out")
     assert last.read_bytes() == b"mine"
     assert [path.name for path in last.parent.iterdir()] == [last.name]
-    visualize(each_kind[kind], tmp_path / "out", force=True)
+    draw(each_kind, kind, tmp_path / "out", force=True)
     assert read(last).ndim == 3
 
 
 def test_what_cannot_be_drawn(each_kind: dict[str, Path], tmp_path: Path) -> None:
-    """A split, a foreign file, a missing file, a file as folder and a limit of 0 get one clear line each."""
-    with pytest.raises(ArtifactError, match="holds 'split', which has no picture; expected one of data, labels, model"):
-        visualize(write_split(tmp_path / "split.h5"), tmp_path / "out")
+    """A split without data, a foreign, a missing file, a file as folder and a limit of 0 get one clear line each."""
+    with pytest.raises(ArtifactError, match="needs the data artifact it was made from; name it with --data"):
+        visualize(each_kind["split"], tmp_path / "out")
     (tmp_path / "note.txt").write_text("no artifact")
     with pytest.raises(ArtifactError, match=r"note\.txt: not a readable HDF5 file"):
         visualize(tmp_path / "note.txt", tmp_path / "out")
@@ -172,13 +180,13 @@ def test_what_cannot_be_drawn(each_kind: dict[str, Path], tmp_path: Path) -> Non
     with pytest.raises(ArtifactError, match="cannot make this folder"):
         visualize(each_kind["model"], tmp_path / "note.txt")
     with pytest.raises(SettingError, match="--limit 0: expected 1 or more"):
-        visualize(each_kind["data"], tmp_path / "out", limit=0)
+        visualize(each_kind["data"], tmp_path / "out", config=PictureConfig(limit=0))
 
 
 def test_data_shows_evenly_spread_photos_also_without_label_map(tmp_path: Path) -> None:
     """A limit of three shows the first, middle and last photo; the one without a label map stands alone."""
     path = write_data(tmp_path / "data.h5", [f"photo{index}" for index in range(9)], lacking=[4])
-    sheet = read(visualize(path, tmp_path / "out", limit=3)[0])
+    sheet = read(visualize(path, tmp_path / "out", config=PictureConfig(limit=3))[0])
     palette = voc_palette()
     # photos 0 and 8 have a bar of class 1; photo 4 would have one too, any other would show another class
     assert near(sheet, tuple(palette[1])) > 50
@@ -231,7 +239,7 @@ def test_principal_plane_keeps_plane_distances() -> None:
     rng = np.random.default_rng(1)
     flat = rng.normal(size=(12, 2)) * (3, 1)
     turned = flat @ np.linalg.qr(rng.normal(size=(7, 2)))[0].T + rng.normal(size=7)
-    points, shares = drawing._principal_plane(turned)
+    points, shares = principal_plane(turned)
     for one in range(12):
         for other in range(12):
             expected = np.sqrt(((flat[one] - flat[other]) ** 2).sum())
@@ -329,7 +337,7 @@ def test_predictions_alone_have_plain_colours(
 ) -> None:
     """Without data the label map is shown as it is, and a note says how to see more."""
     caplog.set_level(logging.INFO, "zsseg")
-    sheet = read(visualize(each_kind["predictions"], tmp_path / "out", limit=1)[0])
+    sheet = read(visualize(each_kind["predictions"], tmp_path / "out", config=PictureConfig(limit=1))[0])
     expected = colour(np.where(label_maps(1)[0] == 255, 0, label_maps(1)[0]).astype(np.uint8))
     windows = np.lib.stride_tricks.sliding_window_view(sheet, (*SIZE, 3))
     assert (windows[:, :, 0] == expected).all(axis=(2, 3, 4)).any()

@@ -43,12 +43,17 @@ from zsseg.config import (
     Negatives,
     Normalize,
     Partition,
+    Palette,
     Policy,
+    PictureConfig,
+    PictureFormat,
+    Plane,
     Precision,
     PredictConfig,
     Protocol,
     Reduce,
     SelfTrain,
+    ReportConfig,
     SplitConfig,
     TrainConfig,
     Weighting,
@@ -683,31 +688,96 @@ def predict(
 
 @app.command()
 def visualize(
-    artifact: Annotated[Path, typer.Argument(help="data.h5, labels.h5, model.h5, scores.h5 or predictions.h5.")],
+    artifact: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="ARTIFACT...",
+            help="Artifacts of any kind. With --report at most one of each.",
+            show_default="with --report those in WORKSPACE",
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write one HTML page of all artifacts instead of pictures."),
+    ] = None,
+    preview: Annotated[bool, typer.Option("--preview", help="Show predictions in the terminal instead.")] = False,
     data: DataFile = None,
     split: SplitFile = None,
-    limit: Annotated[int, typer.Option(min=1, help="Photos to show at most.")] = 12,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Photos to show at most.",
+            show_default=f"{PictureConfig.limit}; {ReportConfig.limit} in a report",
+        ),
+    ] = None,
+    form: Annotated[PictureFormat, typer.Option("--format", help="Of the pictures.")] = PictureConfig.format,
+    palette: Annotated[
+        Palette, typer.Option(help="Of the classes; safe: told apart by colour-blind readers, too.")
+    ] = PictureConfig.palette,
+    space: Annotated[
+        Plane, typer.Option(help="Of a report: how the joint space is brought to the plane.")
+    ] = ReportConfig.space,
+    words: Annotated[
+        int,
+        typer.Option(min=0, max=60_000, help="Of a report: how many frequent words to find the nearest among."),
+    ] = ReportConfig.words,
+    device: DeviceOption = ReportConfig.device,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/pictures")] = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw an artifact as PNG pictures."""
+    """Draw artifacts as pictures, as one HTML report, or in the terminal."""
+    from zsseg import tables
     from zsseg import visualize as drawing
 
-    beside = workspace / "data.h5"
+    if report is not None:
+        settings = ReportConfig(limit or ReportConfig.limit, palette, space, words, device)
+        _write_report(report, artifact, workspace, settings, data=data, split=split, force=force, quiet=quiet)
+        return
+    if not artifact:
+        raise typer.BadParameter("name an artifact, or write a --report", param_hint="ARTIFACT")
+    config = PictureConfig(limit or PictureConfig.limit, form, palette)
+    beside, parts = workspace / "data.h5", split or _existing(workspace / "split.h5")
     with _Bars(quiet) as bars:
-        paths = drawing.visualize(
-            artifact,
-            out or workspace / "pictures",
-            data=data or (beside if drawing.fits(artifact, beside) else None),
-            split=split or _existing(workspace / "split.h5"),
-            limit=limit,
-            force=force,
-            progress=bars,
-        )
-    for path in paths:
-        _show(str(path))
+        for each in artifact:
+            photos = data or (beside if drawing.fits(each, beside) else None)
+            if preview:
+                console = _console(stderr=False)
+                shown = drawing.preview(each, config, columns=console.width, data=photos, split=parts)
+                _show(tables.previewed(shown, colours=console.color_system is not None))
+                continue
+            folder = out or workspace / "pictures"
+            paths = drawing.visualize(each, folder, config, data=photos, split=parts, force=force, progress=bars)
+            for path in paths:
+                _show(str(path))
+
+
+def _write_report(
+    out: Path,
+    given: list[Path] | None,
+    workspace: Path,
+    config: ReportConfig,
+    *,
+    data: Path | None,
+    split: Path | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Write the report of the artifacts given, else of those in the workspace."""
+    from zsseg import report, tables
+
+    named = [path for path in (data, split) if path is not None]
+    found = list(given or ())
+    if not found:
+        taken = {"data": data, "split": split}
+        kinds = ("data", "labels", "split", "model", "scores", "predictions")
+        found = [workspace / f"{kind}.h5" for kind in kinds if taken.get(kind) is None]
+        found = [path for path in found if path.exists()]
+    with _Bars(quiet) as bars:
+        summary = report.write_report(out, [*found, *named], config, force=force, progress=bars)
+    _show(tables.reported(summary))
 
 
 class _Files:

@@ -100,18 +100,19 @@ def colour(label_map: UInt8) -> UInt8:
     return coloured
 
 
-def overlay(image: UInt8, label_map: UInt8, *, opacity: float = 0.55) -> UInt8:
+def overlay(image: UInt8, label_map: UInt8, *, opacity: float = 0.55, colours: UInt8 | None = None) -> UInt8:
     """Lay the label map's colours over the image; background (black) and void leave it visible.
 
     Args:
         image: uint8 (H, W, 3).
         label_map: uint8 (H, W).
         opacity: Of the colours, 0 to 1.
+        colours: Of each class id, uint8 (256, 3); None: VOC's.
 
     Returns:
         uint8 (H, W, 3).
     """
-    colours = voc_palette()
+    colours = voc_palette() if colours is None else colours
     strength = np.where(colours.any(axis=1), opacity, 0.35 * opacity).astype(np.float32)
     strength[VOID] = 0.0
     alpha = strength[label_map][..., None]

@@ -1,7 +1,12 @@
 """Compose pictures for people: overlays with a legend, captioned panels in a row, contact sheets.
 
 Conventions: a picture is uint8 (H, W, 3), RGB; a label map is uint8 (H, W) of class ids with 255 = void. Colours
-are VOC's palette, as in the label maps' PNGs. Sizes are pixels. Drawn with Pillow and its built-in font alone.
+are VOC's palette, as in the label maps' PNGs, where no other is handed in. Sizes are pixels. Drawn with Pillow and its
+built-in font alone.
+
+References:
+    Machado, Oliveira, Fernandes, "A Physiologically-based Model for Simulation of Color Vision Deficiency", IEEE TVCG
+    2009: how colours look without one kind of cone.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from zsseg.classes import VOID
+from zsseg.config import Palette
 from zsseg.errors import DataError
 from zsseg.images import UInt8, overlay, resize_image, resize_label_map, voc_palette
 
@@ -23,12 +29,64 @@ PAPER = (255, 255, 255)
 INK = (30, 30, 30)
 BORDER = (110, 110, 110)  # round a swatch: class 0 is black, others are near white; a grey outside the palette
 GAP = 8
+LEVELS = 8  # of red, green and blue among the colours that `palette("safe")` chooses from
+
+# What a reader without one kind of cone sees, of linear RGB (Machado et al., severity 1); the first sees all.
+SIGHT: dict[str, tuple[tuple[float, float, float], ...]] = {
+    "full": ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
+    "protanopia": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "deuteranopia": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    "tritanopia": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+}
 
 Colour = tuple[int, int, int]
 
 
+@functools.cache
+def palette(name: Palette) -> UInt8:
+    """Return the colour of each class id, uint8 (256, 3): VOC's, or one for colour-blind readers, too.
+
+    The safe one takes black for class 0 (background) and then always the colour that is farthest from all before it and
+    from white (void), whichever kind of cone a reader lacks. So a lower id is safer: the first dozen are far apart,
+    more colours than some twenty cannot be.
+    """
+    if name == "voc":
+        return voc_palette()
+    steps = np.linspace(0, 255, LEVELS).round().astype(np.uint8)
+    candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    seen = np.stack([lab(candidates, sight) for sight in SIGHT])  # (4, K, 3)
+    chosen = [0]
+    nearest = np.minimum(_apart(seen, 0), _apart(seen, len(candidates) - 1))  # black and white
+    while len(chosen) < 256:
+        chosen.append(int(nearest.argmax()))
+        nearest = np.minimum(nearest, _apart(seen, chosen[-1]))
+    return candidates[chosen]
+
+
+def lab(colours: UInt8, sight: str) -> NDArray[np.float64]:
+    """Return sRGB colours, uint8 (K, 3), in CIELAB as a reader with this sight (see `SIGHT`) sees them."""
+    values = colours / 255
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    linear = (linear @ np.array(SIGHT[sight]).T).clip(0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.maximum(linear @ to_xyz.T / to_xyz.sum(axis=1), 1e-6)).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+def _apart(seen: NDArray[np.float64], index: int) -> NDArray[np.float64]:
+    """Return how far each colour is from one of them for the reader who tells the two apart worst, (K,)."""
+    distances: NDArray[np.float64] = np.linalg.norm(seen - seen[:, index : index + 1], axis=2).min(axis=0)
+    return distances
+
+
 def legend_overlay(
-    image: UInt8, label_map: UInt8, names: Sequence[str], *, unseen: Collection[int] = (), max_side: int = 1600
+    image: UInt8,
+    label_map: UInt8,
+    names: Sequence[str],
+    *,
+    unseen: Collection[int] = (),
+    max_side: int = 1600,
+    colours: UInt8 | None = None,
 ) -> UInt8:
     """Lay a label map over its photo, with a legend strip below.
 
@@ -40,6 +98,7 @@ def legend_overlay(
         names: Class names in index order; an id beyond them is called "class 37".
         unseen: Ids of the classes to mark as unseen.
         max_side: Longest side of the picture part; a legend can be wider than a very narrow picture.
+        colours: Of each class id, uint8 (256, 3); None: VOC's.
 
     Returns:
         uint8 (h, w, 3), the picture at the top left.
@@ -52,13 +111,20 @@ def legend_overlay(
             f"label map of {label_map.shape[0]}×{label_map.shape[1]} over an image of "
             f"{image.shape[0]}×{image.shape[1]}, expected the same size; make both from the same photo"
         )
-    picture = overlay(fitted(image, max_side), fitted(label_map, max_side))
+    picture = overlay(fitted(image, max_side), fitted(label_map, max_side), colours=colours)
     areas = np.array(Image.fromarray(label_map).histogram())  # np.bincount would need 8 bytes a pixel
-    strip = legend(areas, names, width=picture.shape[1], unseen=unseen)
+    strip = legend(areas, names, width=picture.shape[1], unseen=unseen, colours=colours)
     return _stacked((picture, strip))
 
 
-def legend(areas: NDArray[np.int64], names: Sequence[str], *, width: int, unseen: Collection[int] = ()) -> UInt8:
+def legend(
+    areas: NDArray[np.int64],
+    names: Sequence[str],
+    *,
+    width: int,
+    unseen: Collection[int] = (),
+    colours: UInt8 | None = None,
+) -> UInt8:
     """Draw a legend: swatch, name and share of each class, largest first, then void.
 
     Args:
@@ -66,6 +132,7 @@ def legend(areas: NDArray[np.int64], names: Sequence[str], *, width: int, unseen
         names: Class names in index order.
         width: Wanted; the strip is wider where one entry needs it.
         unseen: Ids of the classes to mark as unseen.
+        colours: Of each class id, uint8 (256, 3); None: VOC's.
 
     Returns:
         uint8 (h, w, 3) with w >= `width`.
@@ -74,7 +141,7 @@ def legend(areas: NDArray[np.int64], names: Sequence[str], *, width: int, unseen
     font = _font(size)
     entries = [
         (f"{_clipped(name, font, 16 * size)}{mark}  {share}", colour)
-        for name, mark, share, colour in _entries(areas, names, unseen)
+        for name, mark, share, colour in _entries(areas, names, unseen, voc_palette() if colours is None else colours)
     ]
     cell = round(2 * size + max((font.getlength(text) for text, _ in entries), default=0)) + GAP
     columns = max(1, (width - GAP) // cell)
@@ -162,15 +229,14 @@ def fitted(picture: UInt8, max_side: int) -> UInt8:
 
 
 def _entries(
-    areas: NDArray[np.int64], names: Sequence[str], unseen: Collection[int]
+    areas: NDArray[np.int64], names: Sequence[str], unseen: Collection[int], colours: UInt8
 ) -> Iterator[tuple[str, str, str, Colour | None]]:
     """Yield name, mark, share and swatch colour of each line of a legend: `PAPER` for void, None for the rest."""
     total = max(int(areas.sum()), 1)
     present = sorted(np.flatnonzero(areas[:VOID]).tolist(), key=lambda index: (-areas[index], index))
-    palette = voc_palette()
     for index in present[:MAX_ENTRIES]:
         name = names[index] if index < len(names) else f"class {index}"
-        red, green, blue = palette[index].tolist()
+        red, green, blue = colours[index].tolist()
         mark = " (unseen)" if index in unseen else ""
         yield name, mark, _share(areas[index] / total), (red, green, blue)
     rest = present[MAX_ENTRIES:]

@@ -13,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # the summaries only; their modules load torch
+    import numpy as np
+    from numpy.typing import NDArray
+
     from zsseg.audit import Audit
     from zsseg.curve import Curve
     from zsseg.difficulty import Prospect
@@ -21,13 +24,16 @@ if TYPE_CHECKING:  # the summaries only; their modules load torch
     from zsseg.fetch import FetchSummary
     from zsseg.metrics import Scores
     from zsseg.predict import PredictSummary
+    from zsseg.report import ReportSummary
     from zsseg.seeds import SeedsSummary, Spread
     from zsseg.split import SplitSummary
     from zsseg.train import TrainSummary
+    from zsseg.visualize import Previews
 
 SHOWN_SKIPPED = 10
 SHOWN_PREDICTIONS = 20
 SHOWN_IMAGENET = 2
+LETTERS = ".abcdefghijklmnopqrstuvwxyz0123456789"  # of a preview without colours, the largest class first
 
 
 def fetched(summary: FetchSummary) -> RenderableType:
@@ -271,6 +277,66 @@ def predicted(summary: PredictSummary) -> RenderableType:
 def _per_class(summary: EvalSummary) -> Table:
     table = _table("class", "", right=("IoU", "accuracy", "photos", "IoU, vanilla"))
     rows = zip(
+def _read_out(summary: PredictSummary) -> RenderableType:
+    """Return the regions of each photo and their nearest words."""
+    table = _table("photo", "nearest words (cosine)", right=("share",))
+    rows = list(zip(summary.ids, summary.readings, strict=True))
+    for photo, regions in rows[:SHOWN_PREDICTIONS]:
+        for index, region in enumerate(regions):
+            words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in region.words)
+            table.add_row(escape(photo) if index == 0 else "", escape(words), f"{region.share:.1%}")
+    lines = [Text(f"{summary.path}: {len(summary.ids)} photos; pictures in {summary.pictures}")]
+    if len(rows) > SHOWN_PREDICTIONS:
+        lines.insert(0, Text(f"… and {len(rows) - SHOWN_PREDICTIONS} more"))
+    return Group(table, *lines, *_skipped(summary.skipped))
+
+
+def reported(summary: ReportSummary) -> RenderableType:
+    """Return what went into a report."""
+    photos = f", {summary.photos} photo{'' if summary.photos == 1 else 's'}" if summary.photos else ""
+    return Text(f"{summary.path}: {', '.join(summary.kinds)}{photos}, {summary.size / 1e6:.1f} MB")
+
+
+def previewed(previews: Previews, *, colours: bool) -> RenderableType:
+    """Return predictions drawn with characters: half blocks where there are colours, else a letter for each class."""
+    lines = []
+    for shown in previews.shown:
+        letters = {index: LETTERS[place % len(LETTERS)] for place, (index, _) in enumerate(shown.shares)}
+        rows = _half_blocks(shown.picture) if colours else _lettered(shown.label_map, letters)
+        key = _preview_legend(previews, shown.shares, letters, colours)
+        lines += [Text(shown.name, style="bold"), *rows, key, Text()]
+    return Group(*lines)
+
+
+def _half_blocks(picture: NDArray[np.uint8]) -> list[Text]:
+    """Return a picture, (2 h, w, 3), as h lines: a character shows two pixels, one above the other."""
+    lines = []
+    for top, bottom in zip(picture[::2].tolist(), picture[1::2].tolist(), strict=True):
+        line = Text(no_wrap=True)
+        for above, below in zip(top, bottom, strict=True):
+            line.append("▀", style=f"rgb({','.join(map(str, above))}) on rgb({','.join(map(str, below))})")
+        lines.append(line)
+    return lines
+
+
+def _lettered(label_map: NDArray[np.uint8], letters: dict[int, str]) -> list[Text]:
+    return [Text("".join(letters.get(index, "?") for index in row), no_wrap=True) for row in label_map.tolist()]
+
+
+def _preview_legend(
+    previews: Previews, shares: Sequence[tuple[int, float]], letters: dict[int, str], colours: bool
+) -> Text:
+    line = Text()
+    for index, share in shares:
+        known = index < len(previews.names)
+        red, green, blue = previews.colours[index].tolist()
+        line.append("██" if colours else letters[index], style=f"rgb({red},{green},{blue})" if colours else "")
+        name = " ".join(previews.names[index].split()) if known else f"class {index}"
+        line.append(f" {name}{' (unseen)' if index in previews.unseen else ''} {share:.1%}   ")
+    line.rstrip()
+    return line
+
+
         summary.names,
         summary.generalized.iou,
         summary.generalized.accuracy,

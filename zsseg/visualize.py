@@ -1,16 +1,20 @@
-"""Draw an artifact: `visualize` writes PNG pictures into a folder, which ones depends on the artifact's kind.
+"""Draw an artifact: `visualize` writes pictures into a folder, which ones depends on the artifact's kind.
 
 Conventions: seen is blue and unseen vermillion (Okabe and Ito's colours, told apart by colour-blind readers
 too), and unseen names also say "(unseen)". matplotlib is used through its objects, never pyplot, with its own
-defaults instead of the user's, so that the same artifact gives the same picture.
+defaults instead of the user's, so that the same artifact gives the same picture. An SVG of photos holds them as PNG.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +24,33 @@ from PIL import Image
 
 from zsseg import artifacts, pictures
 from zsseg.artifacts import Artifact
+from zsseg.config import PictureConfig, PictureFormat
 from zsseg.curve import Curve, counts_absent_as_zero, read_curve
 from zsseg.errors import ArtifactError, SettingError
-from zsseg.images import UInt8, colour, decode_image, decode_label_map, encode_png
+from zsseg.images import (
+    UInt8,
+    decode_image,
+    decode_label_map,
+    encode_png,
+    overlay,
+    resize_image,
+    resize_label_map,
+)
 from zsseg.metrics import Scores, score
 from zsseg.progress import SILENT, Progress
+from zsseg.projection import principal_plane
 from zsseg.schema import Kind
 
 log = logging.getLogger(__name__)
 
 Floats = NDArray[np.floating[Any]]
+Counts = NDArray[np.int64]
 
-# The pictures of each kind of artifact, in the order in which they are drawn.
+# The pictures of each kind of artifact, in the order in which they are drawn; .svg where that is asked for.
 PICTURES: dict[str, tuple[str, ...]] = {
     "data": ("data.png", "data_classes.png"),
     "labels": ("labels_plane.png", "labels_similarity.png"),
+    "split": ("split.png",),
     "model": ("model_curves.png",),
     "scores": ("scores_confusion.png", "scores_classes.png", "scores_curve.png"),
     "predictions": ("predictions.png",),
@@ -42,19 +58,37 @@ PICTURES: dict[str, tuple[str, ...]] = {
 
 SEEN, UNSEEN, OTHER, FAINT = "#0072B2", "#D55E00", "#009E73", "#999999"
 PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under a number that a line may cross
+POLICIES = {"ignore": "in training, unseen pixels are void", "drop": "no photo with an unseen pixel in training"}
 DPI = 120
+PREVIEW_COLUMNS = 80
 PANEL_SIDE = 400  # pixels of a photo on a contact sheet
 SHEET_PIXELS = 40_000_000  # a contact sheet of more photos than this holds gets smaller ones
 VALUES_UP_TO = 25  # classes; a larger matrix has no room for numbers in its cells
 
 
+Picture = UInt8 | Any  # an array of pixels, or a matplotlib figure
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How photos are shown: marked as unseen, how many, and in which colours, uint8 (256, 3)."""
+
+    unseen: Collection[int]
+    limit: int
+    colours: UInt8
+
+    def over(self, photo: UInt8, label_map: UInt8, names: Sequence[str], side: int) -> UInt8:
+        """Lay a label map over its photo, with a legend."""
+        return pictures.legend_overlay(photo, label_map, names, unseen=self.unseen, max_side=side, colours=self.colours)
+
+
 def visualize(
     artifact: Path,
     out: Path,
+    config: PictureConfig | None = None,
     *,
     data: Path | None = None,
     split: Path | None = None,
-    limit: int = 12,
     force: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Path, ...]:
@@ -63,11 +97,11 @@ def visualize(
     Args:
         artifact: Artifact of any kind in `PICTURES`.
         out: Folder for the pictures, made when missing.
+        config: Settings; photos shown are evenly spread over the artifact.
         data: For predictions, the data artifact that holds the same photos; without it the label maps are
-            drawn in plain colours. Not used for other kinds.
+            drawn in plain colours. For a split, the data artifact it was made from. Not used for other kinds.
         split: For data, labels and predictions, says which classes to mark as unseen; scores know it themselves.
             One of other classes is passed over with a note.
-        limit: Photos to show at most, evenly spread over the artifact.
         force: Whether existing pictures may be replaced.
         progress: Counts the images read.
 
@@ -76,48 +110,175 @@ def visualize(
 
     Raises:
         SettingError: The limit is below 1.
-        ArtifactError: An artifact is unusable, has no pictures or does not fit the others, or an output is refused.
+        ArtifactError: An artifact is unusable or does not fit the others, or an output is refused.
         DataError: An image or label map inside cannot be decoded.
     """
-    if limit < 1:
-        raise SettingError(f"--limit {limit}: expected 1 or more photos to show")
+    config = config or PictureConfig()
+    if config.limit < 1:
+        raise SettingError(f"--limit {config.limit}: expected 1 or more photos to show")
     kind = artifacts.kind_of(artifact)
-    if kind not in PICTURES:
-        raise ArtifactError(f"{artifact}: holds {kind!r}, which has no picture; expected one of {', '.join(PICTURES)}")
     with artifacts.open_artifact(artifact, kind) as source, _own_style():
-        paths = tuple(out / name for name in PICTURES[kind] if name != "scores_curve.png" or "gap_counts" in source)
+        names = [name for name in PICTURES[kind] if name != "scores_curve.png" or "gap_counts" in source]
+        paths = tuple((out / name).with_suffix(f".{config.format}") for name in names)
         for path in paths:
             artifacts.check_output(path, force=force)
-        unseen = _unseen(source, split)
-        if kind == "predictions" and data is not None:
+        look = _Look(_unseen(source, split), config.limit, pictures.palette(config.palette))
+        if kind in ("predictions", "split") and data is not None:
             with artifacts.open_artifact(data, "data") as photos:
-                drawn = [_predictions_over_photos(source, photos, unseen, limit, progress)]
+                if kind == "split":
+                    drawn: list[Picture] = [_split_counts(source, photos, progress)]
+                else:
+                    drawn = [_predictions_over_photos(source, photos, look, progress)]
         else:
-            drawn = _draw(source, kind, unseen, limit, progress)
-    for path, picture in zip(paths, drawn, strict=True):
-        artifacts.write_file(path, encode_png(picture))
+            drawn = _draw(source, kind, look, progress)
+        encoded = [_encoded(picture, config.format) for picture in drawn]
+    for path, content in zip(paths, encoded, strict=True):
+        artifacts.write_file(path, content)
     return paths
 
 
-def fits(artifact: Path, data: Path) -> bool:
-    """Return whether the data artifact holds photos of these predictions: one id in common, and the same classes.
+@dataclass(frozen=True)
+class Preview:
+    """A prediction, small enough for a terminal.
 
-    For a caller that offers a data artifact which the user did not name; for anything but predictions it is False.
+    Attributes:
+        name: The image's id.
+        picture: The overlay, or the label map in colours without a photo, uint8 (h, w, 3); h is even.
+        label_map: uint8 (h / 2, w): a terminal's characters are about twice as high as wide.
+        shares: Class id and share of each class in the whole label map, largest first.
     """
-    if not data.is_file() or artifacts.kind_of(artifact) != "predictions" or artifacts.kind_of(data) != "data":
+
+    name: str
+    picture: UInt8
+    label_map: UInt8
+    shares: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Previews:
+    """What a terminal can show of predictions.
+
+    Attributes:
+        names: Class names.
+        unseen: Ids of the unseen classes.
+        colours: Of each class id, uint8 (256, 3).
+        shown: One for each photo.
+    """
+
+    names: tuple[str, ...]
+    unseen: frozenset[int]
+    colours: UInt8
+    shown: tuple[Preview, ...]
+
+
+def preview(
+    artifact: Path,
+    config: PictureConfig | None = None,
+    *,
+    columns: int,
+    data: Path | None = None,
+    split: Path | None = None,
+) -> Previews:
+    """Bring predictions to the size of a terminal.
+
+    Args:
+        artifact: Predictions.
+        config: Settings.
+        columns: Characters in a line of the terminal.
+        data: The data artifact that holds the photos, if any.
+        split: Says which classes are unseen.
+
+    Raises:
+        ArtifactError: The artifact holds no predictions, or is unusable.
+        DataError: An image or label map inside cannot be decoded.
+    """
+    config = config or PictureConfig()
+    kind = artifacts.kind_of(artifact)
+    if kind != "predictions":
+        raise ArtifactError(f"{artifact}: holds {kind!r}; --preview shows predictions, leave it out for pictures")
+    colours = pictures.palette(config.palette)
+    with ExitStack() as opened:
+        source = opened.enter_context(artifacts.open_artifact(artifact, "predictions"))
+        photos = opened.enter_context(artifacts.open_artifact(data, "data")) if data is not None else None
+        places = {name: place for place, name in enumerate(photos.strings("ids"))} if photos is not None else {}
+        shown = []
+        ids = source.strings("ids")
+        for index in _spread(range(len(ids)), config.limit, source):
+            label_map, place = _predicted(source, index), places.get(ids[index])
+            photo = colours[label_map]
+            if photos is not None and place is not None:
+                whole = decode_image(photos.bytes_at("images", place), ids[index])
+                _check_size(label_map, whole, ids[index], photos, source)
+                photo = overlay(whole, label_map, colours=colours)
+            shown.append(_small(ids[index], photo, label_map, columns))
+        return Previews(tuple(source.strings("names")), _unseen(source, split), colours, tuple(shown))
+
+
+def _small(name: str, picture: UInt8, label_map: UInt8, columns: int) -> Preview:
+    height, width = label_map.shape
+    wide = min(columns, PREVIEW_COLUMNS, width)
+    rows = max(1, round(wide * height / width / 2))
+    areas = np.array(Image.fromarray(label_map).histogram())
+    shares = [(int(index), float(areas[index] / label_map.size)) for index in np.argsort(-areas, kind="stable")]
+    return Preview(
+        name,
+        resize_image(picture, (2 * rows, wide)),
+        resize_label_map(label_map, (rows, wide)),
+        tuple((index, share) for index, share in shares if share > 0),
+    )
+
+
+def _encoded(picture: Picture, form: PictureFormat) -> bytes:
+    """Encode an array or a figure; the bytes depend on the picture alone."""
+    if not isinstance(picture, np.ndarray):
+        if form == "png":
+            picture.canvas.draw()
+            return encode_png(np.array(picture.canvas.buffer_rgba())[..., :3])
+        buffer = io.BytesIO()
+        picture.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        return buffer.getvalue()
+    encoded = encode_png(picture)
+    if form == "png":
+        return encoded
+    height, width = picture.shape[:2]
+    inside = base64.b64encode(encoded).decode("ascii")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+        f'<image width="{width}" height="{height}" href="data:image/png;base64,{inside}"/></svg>\n'
+    ).encode()
+
+
+def fits(artifact: Path, data: Path) -> bool:
+    """Return whether a data artifact belongs to an artifact.
+
+    To predictions, if it has one id in common and the same classes; to a split, if that was made from it; to anything
+    else, never. For a caller that offers a data artifact which the user did not name.
+    """
+    if not data.is_file() or artifacts.kind_of(data) != "data":
+        return False
+    kind = artifacts.kind_of(artifact)
+    if kind not in ("predictions", "split"):
         return False
     with (
-        artifacts.open_artifact(artifact, "predictions", verify=False) as source,
+        artifacts.open_artifact(artifact, kind, verify=False) as source,
         artifacts.open_artifact(data, "data", verify=False) as photos,
     ):
+        if kind == "split":
+            return source.inputs.get("data") == photos.digest
         same = source.strings("names") == photos.strings("names")
         return same and not set(source.strings("ids")).isdisjoint(photos.strings("ids"))
 
 
-def _draw(source: Artifact, kind: Kind, unseen: Collection[int], limit: int, progress: Progress) -> list[UInt8]:
+def _draw(source: Artifact, kind: Kind, look: _Look, progress: Progress) -> list[Picture]:
+    unseen = look.unseen
     match kind:
         case "data":
-            return [_data_sheet(source, unseen, limit, progress), _class_counts(source, unseen, progress)]
+            return [_data_sheet(source, look, progress), _class_counts(source, unseen, progress)]
+        case "split":
+            raise ArtifactError(
+                f"{source.path}: counting its photos and pixels needs the data artifact it was made from; name it with "
+                "--data"
+            )
         case "labels":
             names, vectors = source.strings("names"), source.array("vectors")
             return [_plane(names, vectors, unseen), _similarity(names, vectors, unseen)]
@@ -137,16 +298,16 @@ def _draw(source: Artifact, kind: Kind, unseen: Collection[int], limit: int, pro
             return drawn if curve is None else [*drawn, _seen_unseen(curve)]
         case _:
             log.info("showing label maps alone; --data with the data artifact shows photos and truth too")
-            return [_predictions_alone(source, unseen, limit, progress)]
+            return [_predictions_alone(source, look, progress)]
 
 
 # Photos and label maps
 
 
-def _data_sheet(source: Artifact, unseen: Collection[int], limit: int, progress: Progress) -> UInt8:
+def _data_sheet(source: Artifact, look: _Look, progress: Progress) -> UInt8:
     """Show photos, each beside the same one under its label map."""
     names, ids = source.strings("names"), source.strings("ids")
-    shown = _spread(range(len(ids)), limit, source)
+    shown = _spread(range(len(ids)), look.limit, source)
     side = _panel_side(2 * len(shown))
     cells = []
     for index in progress.track(shown, "photos", len(shown)):
@@ -155,14 +316,12 @@ def _data_sheet(source: Artifact, unseen: Collection[int], limit: int, progress:
         caption = ids[index] if truth is not None else f"{ids[index]}, no label map"
         panels = [(caption, pictures.fitted(photo, side))]
         if truth is not None:
-            panels.append(("label map", pictures.legend_overlay(photo, truth, names, unseen=unseen, max_side=side)))
+            panels.append(("label map", look.over(photo, truth, names, side)))
         cells.append(pictures.side_by_side(panels))
     return pictures.contact_sheet(cells)
 
 
-def _predictions_over_photos(
-    source: Artifact, photos: Artifact, unseen: Collection[int], limit: int, progress: Progress
-) -> UInt8:
+def _predictions_over_photos(source: Artifact, photos: Artifact, look: _Look, progress: Progress) -> UInt8:
     """Show photo, truth where known, and prediction of the images that both artifacts hold."""
     names, ids = source.strings("names"), source.strings("ids")
     artifacts.same_names(names, photos.strings("names"), f"{source.path.name} and {photos.path.name}")
@@ -175,7 +334,7 @@ def _predictions_over_photos(
         )
     if len(known) < len(ids):
         log.info("%d of %d predictions are of photos outside %s", len(ids) - len(known), len(ids), photos.path.name)
-    shown = _spread(known, limit, source)
+    shown = _spread(known, look.limit, source)
     side = _panel_side(3 * len(shown))
     cells = []
     for index in progress.track(shown, "predictions", len(shown)):
@@ -185,21 +344,21 @@ def _predictions_over_photos(
         for caption, label_map in (("truth", _truth(photos, place, name)), ("prediction", _predicted(source, index))):
             if label_map is not None:
                 _check_size(label_map, photo, name, photos, source)
-                over = pictures.legend_overlay(photo, label_map, names, unseen=unseen, max_side=side)
+                over = look.over(photo, label_map, names, side)
                 panels.append((caption, over))
         cells.append(pictures.side_by_side(panels))
     return pictures.contact_sheet(cells)
 
 
-def _predictions_alone(source: Artifact, unseen: Collection[int], limit: int, progress: Progress) -> UInt8:
+def _predictions_alone(source: Artifact, look: _Look, progress: Progress) -> UInt8:
     """Show predicted label maps in plain colours."""
     names, sources = source.strings("names"), source.strings("sources")
-    shown = _spread(range(len(sources)), limit, source)
+    shown = _spread(range(len(sources)), look.limit, source)
     side = _panel_side(len(shown))
     cells = []
     for index in progress.track(shown, "predictions", len(shown)):
         label_map = _predicted(source, index)
-        over = pictures.legend_overlay(colour(label_map), label_map, names, unseen=unseen, max_side=side)
+        over = look.over(look.colours[label_map], label_map, names, side)
         cells.append(pictures.side_by_side([(sources[index], over)]))
     return pictures.contact_sheet(cells)
 
@@ -250,19 +409,49 @@ def _panel_side(panels: int) -> int:
 # Charts
 
 
-def _class_counts(source: Artifact, unseen: Collection[int], progress: Progress) -> UInt8:
+def _class_counts(source: Artifact, unseen: Collection[int], progress: Progress) -> Any:
     """Draw in how many photos each class occurs, and its share of the labelled pixels."""
+    val = set(source.array("val").tolist())
+    photos, pixels = _counted(source, {"train": set(range(len(source.strings("ids")))) - val, "val": val}, progress)
+    return _count_bars(source.strings("names"), photos, pixels.sum(axis=0, keepdims=True), unseen)
+
+
+def _split_counts(source: Artifact, data: Artifact, progress: Progress) -> Any:
+    """Draw photos and pixels of each class in the two parts that a split leaves, seen and unseen classes marked."""
+    artifacts.same_names(source.strings("names"), data.strings("names"), f"{source.path.name} and {data.path.name}")
+    if source.inputs.get("data") not in (None, data.digest):
+        raise ArtifactError(
+            f"{source.path}: was made from another data artifact than {data.path}; name the right one with --data"
+        )
+    parts = {part: set(source.array(part).tolist()) for part in ("train", "val")}
+    photos, pixels = _counted(data, parts, progress)
+    unseen = source.array("unseen").tolist()
+    figure = _count_bars(source.strings("names"), photos, pixels, unseen)
+    figure.axes[1].set_title(POLICIES.get(str(source.params.get("policy")), ""), fontsize=9)
+    return figure
+
+
+def _counted(source: Artifact, parts: Mapping[str, Collection[int]], progress: Progress) -> tuple[Counts, Counts]:
+    """Count in two parts of the photos those that hold each class, and its pixels, int64 (2, C) each."""
     names, ids = source.strings("names"), source.strings("ids")
-    is_val = np.zeros(len(ids), dtype=bool)
-    is_val[source.array("val")] = True
-    photos, pixels = np.zeros((2, len(names)), dtype=np.int64), np.zeros(len(names), dtype=np.int64)
-    for index in progress.track(range(len(ids)), "label maps", len(ids)):
+    photos, pixels = np.zeros((2, 2, len(names)), dtype=np.int64)
+    wanted = sorted({index for part in parts.values() for index in part})
+    if wanted and wanted[-1] >= len(ids):
+        raise ArtifactError(f"{source.path}: holds {len(ids)} images, the split names image {wanted[-1]}")
+    for index in progress.track(wanted, "label maps", len(wanted)):
         truth = _truth(source, index, ids[index])
         if truth is not None:
             counts = np.array(Image.fromarray(truth).histogram())[: len(names)]
-            photos[int(is_val[index])] += counts > 0
-            pixels += counts
-    shares = 100 * pixels / max(int(pixels.sum()), 1)
+            for row, part in enumerate(parts.values()):
+                if index in part:
+                    photos[row] += counts > 0
+                    pixels[row] += counts
+    return photos, pixels
+
+
+def _count_bars(names: Sequence[str], photos: Counts, pixels: Counts, unseen: Collection[int]) -> Any:
+    """Draw photos of each class in train and val, and its share of the labelled pixels, of each part or of both."""
+    shares = 100 * pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1)
     order = np.argsort(-photos.sum(axis=0), kind="stable")
     pitch, type_size = _row_pitch(len(names))
     figure = _figure(10, 1.3 + pitch * len(names))
@@ -270,18 +459,22 @@ def _class_counts(source: Artifact, unseen: Collection[int], progress: Progress)
     rows = np.arange(len(names))
     left.barh(rows, photos[0, order], color=SEEN, label="train")
     left.barh(rows, photos[1, order], left=photos[0, order], color=OTHER, label="val")
-    bars = right.barh(rows, shares[order], color=FAINT)
-    right.bar_label(bars, [f"{value:.1f}" for value in shares[order]], padding=2, fontsize=type_size)
+    if len(pixels) == 1:
+        bars = right.barh(rows, shares[0, order], color=FAINT)
+        right.bar_label(bars, [f"{value:.1f}" for value in shares[0, order]], padding=2, fontsize=type_size)
+    else:
+        for part, shade, shift in ((0, SEEN, -0.2), (1, OTHER, 0.2)):
+            right.barh(rows + shift, shares[part, order], height=0.4, color=shade)
     _name_axis(left.yaxis, [names[index] for index in order], [index in unseen for index in order], type_size)
     left.set(xlabel="photos that hold the class", ylim=(len(names) - 0.5, -0.5))
     right.set(xlabel="share of the labelled pixels in %", xlim=(0, 1.12 * max(float(shares.max(initial=0)), 1.0)))
     figure.legend(loc="outside upper left", ncols=2)
-    return _rendered(figure)
+    return figure
 
 
-def _plane(names: Sequence[str], vectors: Floats, unseen: Collection[int]) -> UInt8:
+def _plane(names: Sequence[str], vectors: Floats, unseen: Collection[int]) -> Any:
     """Draw the class vectors on the two axes along which they differ most."""
-    points, shares = _principal_plane(vectors)
+    points, shares = principal_plane(vectors)
     side = float(np.clip(6 + 0.08 * len(names), 7, 16))
     figure = _figure(1.2 * side, side)
     axes = figure.add_subplot()
@@ -301,10 +494,10 @@ def _plane(names: Sequence[str], vectors: Floats, unseen: Collection[int]) -> UI
         axes.legend()
     labels = [_marked(name, bool(flag)) for name, flag in zip(names, marked, strict=True)]
     _place_labels(axes, points, labels, [UNSEEN if flag else "black" for flag in marked])
-    return _rendered(figure)
+    return figure
 
 
-def _similarity(names: Sequence[str], vectors: Floats, unseen: Collection[int]) -> UInt8:
+def _similarity(names: Sequence[str], vectors: Floats, unseen: Collection[int]) -> Any:
     """Draw the cosine of every pair of class vectors, similar classes beside each other."""
     cosine = _cosines(vectors)
     order = _neighbour_order(cosine)
@@ -322,7 +515,7 @@ def _similarity(names: Sequence[str], vectors: Floats, unseen: Collection[int]) 
     )
 
 
-def _curves(source: Artifact) -> UInt8:
+def _curves(source: Artifact) -> Any:
     """Draw loss and learning rate of each step and the seen mIoU of each epoch."""
     loss, rate, miou = (source.array(name).astype(np.float64) for name in ("loss", "lr", "val_seen_miou"))
     figure = _figure(9, 8)
@@ -346,10 +539,10 @@ def _curves(source: Artifact) -> UInt8:
         axes.grid(color="#e5e5e5")
         if not np.isfinite(values).any():
             axes.text(0.5, 0.5, missing, transform=axes.transAxes, ha="center", va="center", color=FAINT)
-    return _rendered(figure)
+    return figure
 
 
-def _confusion(source: Artifact, unseen: Collection[int]) -> UInt8:
+def _confusion(source: Artifact, unseen: Collection[int]) -> Any:
     """Draw the confusion matrix, each row the shares of one true class; seen classes first."""
     names, confusion = source.strings("names"), source.array("confusion")
     present = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1)).tolist()
@@ -371,7 +564,7 @@ def _confusion(source: Artifact, unseen: Collection[int]) -> UInt8:
     )
 
 
-def _class_bars(names: Sequence[str], result: Scores, unseen: Collection[int]) -> UInt8:
+def _class_bars(names: Sequence[str], result: Scores, unseen: Collection[int]) -> Any:
     """Draw the IoU of each class, best first, with the means of seen and unseen classes."""
     from matplotlib.patches import Patch
 
@@ -391,10 +584,10 @@ def _class_bars(names: Sequence[str], result: Scores, unseen: Collection[int]) -
         figure.legend(handles=keys, loc="outside upper left", ncols=len(keys))
     _name_axis(axes.yaxis, [names[index] for index in order], [index in unseen for index in order], type_size)
     axes.set(xlabel="IoU, all classes competing", xlim=(0, 1.08), ylim=(max(len(order), 1) - 0.5, -0.5))
-    return _rendered(figure)
+    return figure
 
 
-def _seen_unseen(curve: Curve) -> UInt8:
+def _seen_unseen(curve: Curve) -> Any:
     """Draw seen against unseen mIoU for every seen bias, with the point that was scored and the best one."""
     figure = _figure(6.5, 6)
     axes = figure.add_subplot()
@@ -409,7 +602,7 @@ def _seen_unseen(curve: Curve) -> UInt8:
     axes.set(xlabel="mIoU, unseen classes", ylabel="mIoU, seen classes", xlim=(-0.01, side), ylim=(-0.01, side))
     axes.grid(color="#e5e5e5", zorder=0)
     figure.legend(loc="outside upper left")
-    return _rendered(figure)
+    return figure
 
 
 def _matrix(
@@ -420,7 +613,7 @@ def _matrix(
     title: str,
     limits: tuple[float, float],
     colours: str,
-) -> UInt8:
+) -> Any:
     """Draw a square matrix of class by class, with numbers in the cells where there is room. NaN stays grey."""
     pitch = 0.42 if len(names) <= VALUES_UP_TO else 0.22 if len(names) <= 80 else 0.13
     side = pitch * max(len(names), 6)
@@ -439,7 +632,7 @@ def _matrix(
             text = _cell_text(float(value), limits[1])
             ink = "white" if shades[row, column] < 0.5 else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
-    return _rendered(figure)
+    return figure
 
 
 def _cell_text(value: float, top: float) -> str:
@@ -450,24 +643,6 @@ def _cell_text(value: float, top: float) -> str:
 
 
 # Numbers behind the charts
-
-
-def _principal_plane(vectors: Floats) -> tuple[Floats, tuple[float, float]]:
-    """Project on the first two principal axes of the vectors themselves.
-
-    Returns:
-        Points (C, 2), zeros along an axis that does not exist, and each axis's share of the variance.
-    """
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
-    points = np.zeros((len(vectors), 2))
-    points[:, : min(2, len(lengths))] = (left * lengths)[:, :2]
-    # An SVD leaves the sign of an axis open: the point farthest out is put on the positive side.
-    farthest = np.abs(points).argmax(axis=0)
-    points *= np.where(points[farthest, [0, 1]] < 0, -1, 1)
-    shares = np.zeros(max(2, len(lengths)))
-    shares[: len(lengths)] = lengths**2 / max(float((lengths**2).sum()), 1e-30)
-    return points, (float(shares[0]), float(shares[1]))
 
 
 def _cosines(vectors: Floats) -> Floats:
@@ -511,6 +686,7 @@ def _own_style() -> Iterator[None]:
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.hashsalt"] = "zsseg"  # ids in an SVG are drawn at random otherwise
         # a class name in a script that the font lacks is drawn as boxes, which says enough
         warnings.filterwarnings("ignore", message=".*missing from font.*")
         yield
@@ -524,12 +700,6 @@ def _figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
-
-
-def _rendered(figure: Any) -> UInt8:
-    """Draw a figure and return its pixels, uint8 (H, W, 3)."""
-    figure.canvas.draw()
-    return np.array(figure.canvas.buffer_rgba())[..., :3]
 
 
 def _row_pitch(rows: int) -> tuple[float, float]:
@@ -564,26 +734,27 @@ def _place_labels(axes: Any, points: Floats, labels: Sequence[str], colours: Seq
     Greedy: for every point some sixty places at growing distance are tried; a far one gets a line to its point.
     """
     from matplotlib.lines import Line2D
-    from matplotlib.transforms import IdentityTransform
 
     figure = axes.figure
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # from here on nothing may move
     dots = axes.transData.transform(points)
+    inches = figure.dpi_scale_trans  # an SVG has other dots, but the same inches
     frame = axes.get_window_extent()
     type_size = 9 if len(labels) <= 40 else 7
     boxes = np.zeros((0, 4))
     for dot, label, shade in zip(dots, labels, colours, strict=True):
-        text = figure.text(0, 0, label, fontsize=type_size, color=shade, transform=IdentityTransform(), zorder=4)
+        text = figure.text(0, 0, label, fontsize=type_size, color=shade, transform=inches, zorder=4)
         extent = text.get_window_extent()
         spots = _spots(dot, extent.width, extent.height)
         best = int(np.argmin(_crowding(spots, boxes, dots, frame.extents)))
         left, bottom = spots[best, :2]
-        text.set_position((left, bottom - extent.y0))
+        text.set_position((left / figure.dpi, (bottom - extent.y0) / figure.dpi))
         boxes = np.vstack([boxes, spots[best]])
         anchor = np.clip(dot, spots[best, :2], spots[best, 2:])
         if np.hypot(*(anchor - dot)) > 10:
-            line = Line2D(*zip(dot, anchor, strict=True), color=FAINT, linewidth=0.6, transform=IdentityTransform())
+            ends = zip(dot / figure.dpi, anchor / figure.dpi, strict=True)
+            line = Line2D(*ends, color=FAINT, linewidth=0.6, transform=inches)
             figure.add_artist(line)
 
 
