@@ -119,6 +119,7 @@ class Artifact:
         self.path = path
         self.kind = kind
         self.digest: str = header["digest"]
+        self.version: str = header["zsseg"]
         self.params: dict[str, Any] = header["params"]
         self.inputs: dict[str, str] = header["inputs"]
 
@@ -134,6 +135,14 @@ class Artifact:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def shape(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Return a field's dtype and shape; of an "arrays" field how many there are and their numbers in all."""
+        with _reading(self.path, self.kind):
+            dtype = SCHEMA[self.kind][name].dtype
+            if dtype == "arrays":
+                return dtype, (len(self._file[name]), sum(int(part.size) for part in self._file[name].values()))
+            return dtype, tuple(self._file[name].shape)
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a whole numeric field."""

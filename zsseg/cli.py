@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from typer.core import TyperGroup
@@ -48,6 +48,7 @@ from zsseg.config import (
     PictureConfig,
     PictureFormat,
     Plane,
+    Policy,
     Precision,
     PredictConfig,
     Protocol,
@@ -142,6 +143,9 @@ MaxSide = Annotated[
 ]
 PrecisionOption = Annotated[
     Precision, typer.Option(help="Of the network; auto: bfloat16 where the hardware multiplies matrices in it.")
+]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE|-", help="Also write the result as JSON; - for stdout.")
 ]
 DeviceOption = Annotated[Device, typer.Option(help="auto: the GPU where there is one.")]
 
@@ -516,7 +520,7 @@ def train(
         ),
     ] = 1,
     checkpoint_every: Annotated[
-        float, typer.Option(min=0.0, help="Minutes between writings of the unfinished model.")
+        float, typer.Option(min=0.0, help="Minutes between writings of the unfinished model, at most.")
     ] = TrainConfig.checkpoint_every,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished model.")] = False,
     data: DataFile = None,
@@ -649,8 +653,48 @@ def evaluate(
 def predict(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE|DIR...", help="Photos, folders of photos, or a data.h5: its val photos."),
+        typer.Argument(
+            metavar="IMAGE|DIR...",
+            help="Photos, folders of photos, or a data.h5: its val photos; - reads paths from stdin, one a line.",
+        ),
     ],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Predict these words instead of the model's classes, docs/open-vocabulary.md.",
+            show_default="the model's classes",
+        ),
+    ] = None,
+    add: Annotated[bool, typer.Option("--add", help="Predict the words of --classes beside the model's classes.")] = (
+        PredictConfig.add
+    ),
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|all",
+            help="Read each region out as the nearest of the N most frequent words of the model's word vectors.",
+            show_default="none",
+        ),
+    ] = None,
+    regions: Annotated[
+        int, typer.Option(min=1, max=255, help="Regions of a photo at most; with --vocabulary.")
+    ] = PredictConfig.regions,
+    nearest: Annotated[
+        int, typer.Option(min=1, max=1000, help="Words of a region; with --vocabulary.")
+    ] = PredictConfig.nearest,
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="The word vectors that the model was trained with; for words. May be given several times.",
+            show_default="found by name",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="labels.h5 of an earlier zsseg's model; for words.", show_default="none"),
+    ] = None,
     seen_bias: SeenBias = PredictConfig.seen_bias,
     calibration: CalibratedOption = PredictConfig.calibration,
     max_side: MaxSide = PredictConfig.max_side,
@@ -665,25 +709,34 @@ def predict(
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/predictions")
     ] = None,
+    json_file: JsonFile = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Label the pixels of photos: predictions.h5, and for each photo a label map and an overlay."""
+    from zsseg import open_vocabulary, tables
     from zsseg import predict as prediction
-    from zsseg import tables
 
-    config = PredictConfig(seen_bias, max_side, precision, device, skip_bad, calibration)
+    words = _words(open_vocabulary.listed(classes or ""), classes, add=add)
+    config = PredictConfig(
+        seen_bias, max_side, precision, device, skip_bad, calibration, words, add, _vocabulary(vocabulary), regions,
+        nearest,
+    )  # fmt: skip
+    if json_file not in (None, "-"):
+        _check_json(Path(json_file), force=force)
     with _Bars(quiet) as bars:
         summary = prediction.predict(
-            images,
+            list(_paths(images)),
             model or workspace / "model.h5",
             out or workspace / "predictions.h5",
             pictures or workspace / "predictions",
             config,
+            labels=labels,
+            vectors=vectors or (),
             force=force,
             progress=bars,
         )
-    _show(tables.predicted(summary))
+    _report(json_file, prediction.as_json(summary), tables.predicted(summary))
 
 
 @app.command()
@@ -778,6 +831,48 @@ def _write_report(
     with _Bars(quiet) as bars:
         summary = report.write_report(out, [*found, *named], config, force=force, progress=bars)
     _show(tables.reported(summary))
+
+
+@app.command()
+def info(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE.h5...", help="Artifacts; - reads paths from stdin.")],
+    json_file: JsonFile = None,
+    force: Force = False,
+) -> None:
+    """Say what an artifact is, where it came from, with which settings, and whether its digest holds."""
+    from rich.console import Group
+
+    from zsseg import info as facts
+    from zsseg import tables
+
+    if json_file not in (None, "-"):
+        _check_json(Path(json_file), force=force)
+    summaries = [facts.info(file) for file in _paths(files)]
+    report = [facts.as_json(summary) for summary in summaries]
+    _report(json_file, report, Group(*(tables.described(summary) for summary in summaries)))
+
+
+@app.command("export")
+def export_model(
+    model: Annotated[Path, typer.Argument(help="The model artifact.")],
+    out: Annotated[Path | None, typer.Argument(metavar="FILE.onnx", help="Output.", show_default="MODEL.onnx")] = None,
+    json_file: JsonFile = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model as ONNX: photo in, class scores at the model's stride out, checked against torch."""
+    from zsseg import export, inference
+
+    if json_file not in (None, "-"):
+        _check_json(Path(json_file), force=force)
+    with _Bars(quiet):
+        loaded = inference.load_model(model, device="cpu", precision="float32")
+        summary = export.export_onnx(loaded, out or model.with_suffix(".onnx"), force=force)
+    line = (
+        f"{summary.path}: {len(summary.names)} classes, scores at stride {summary.stride}, calibration "
+        f"{summary.calibration}; differs from torch by {summary.error:.1e} at most"
+    )
+    _report(json_file, export.as_json(summary), line)
 
 
 class _Files:
@@ -890,6 +985,49 @@ def _check_json(path: Path, *, force: bool) -> None:
         raise ArtifactError(f"{path}: exists already; add --force to replace it, or choose another with --json")
     if not os.access(path.parent, os.W_OK):
         raise ArtifactError(f"{path.parent}: cannot write in this folder; choose another with --json")
+
+
+def _report(json_file: str | None, report: object, table: RenderableType) -> None:
+    """Show a table, or JSON where stdout was asked for; write JSON where a file was."""
+    from zsseg.artifacts import write_file
+
+    text = json.dumps(report, indent=2)
+    if json_file == "-":
+        typer.echo(text)
+        return
+    if json_file is not None:
+        write_file(Path(json_file), f"{text}\n".encode())
+    _show(table)
+
+
+def _paths(given: Iterable[Path]) -> Iterator[Path]:
+    """Yield the paths, those of stdin in the place of "-"."""
+    for path in given:
+        if str(path) != "-":
+            yield path
+            continue
+        lines = [line.rstrip("\r\n") for line in sys.stdin]
+        if not any(lines):
+            raise SettingError("-: stdin holds no path, expected one a line, such as those of `find . -name '*.jpg'`")
+        yield from (Path(line) for line in lines if line)
+
+
+def _words(words: tuple[str, ...], given: str | None, *, add: bool) -> tuple[str, ...]:
+    if given is not None and not words:
+        raise SettingError('--classes: no word, expected some such as --classes "zebra, grass"')
+    if add and not words:
+        raise SettingError("--add: adds the words of --classes to the model's classes; name some, or leave it out")
+    return words
+
+
+def _vocabulary(given: str | None) -> int | Literal["all"] | None:
+    if given is None:
+        return None
+    if given == "all":
+        return "all"
+    if not given.isdecimal() or int(given) == 0:
+        raise SettingError(f"--vocabulary {given}: expected a number of words such as 5000, or all")
+    return int(given)
 
 
 def _show(result: RenderableType) -> None:

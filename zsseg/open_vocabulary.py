@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,31 +106,40 @@ class Reading:
 
 def listed(text: str) -> tuple[str, ...]:
     """Return the words of "zebra, grass, television set", each once."""
-    names = [" ".join(name.split()) for name in text.split(",")]
-    return tuple({_key(name): name for name in reversed(names) if name}.values())[::-1]
+    return distinct(" ".join(name.split()) for name in text.split(","))
+
+
+def distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names once each, however they are spelt; the first spelling counts."""
+    found: dict[str, str] = {}
+    for name in names:
+        if _key(name):
+            found.setdefault(_key(name), name)
+    return tuple(found.values())
 
 
 def new_words(model: Model, names: Sequence[str]) -> list[str]:
     """Return those names that none of the model's classes has, by name or alias."""
     known = _known(model)
-    return [name for name in names if _key(name) not in known]
+    return [name for name in distinct(names) if _key(name) not in known]
 
 
-def with_words(model: Model, names: Sequence[str], vectors: Float32, *, add: bool) -> OpenModel:
+def with_words(model: Model, names: Sequence[str], vectors: Float32 | None, *, add: bool) -> OpenModel:
     """Return a model that predicts words.
 
     Args:
         model: A trained one.
-        names: What it is asked for.
-        vectors: The vectors of `new_words(model, names)`, float32 (M, D).
+        names: What it is asked for; a repeated name counts once.
+        vectors: The vectors of `new_words(model, names)`, float32 (M, D); None where there are none.
         add: Whether its own classes can be predicted, too.
 
     Raises:
         SettingError: No name, or more than a label map can hold; or the model has no class vectors.
     """
-    if model.vectors is None:
+    own = model.vectors
+    if own is None:
         raise SettingError("--classes: a softmax model has no class vectors, so it knows no other words; train another")
-    added = new_words(model, names)
+    names, added = distinct(names), new_words(model, names)
     known = _known(model)
     union = (*model.names, *added)
     ids = {_key(name): len(model.names) + index for index, name in enumerate(added)} | known
@@ -149,7 +158,7 @@ def with_words(model: Model, names: Sequence[str], vectors: Float32, *, add: boo
         net=_extended(model.net, len(added)),
         names=union,
         unseen=(*model.unseen, *range(len(model.names), len(union))),
-        vectors=torch.cat([model.vectors, torch.from_numpy(vectors).to(model.vectors)]),
+        vectors=own if vectors is None else torch.cat([own, torch.from_numpy(vectors).to(own)]),
         calibration=_extended_calibration(model, len(added)),
     )
     return OpenModel(scorer, _shown(scorer, rows, list(names), wanted), tuple(rows))

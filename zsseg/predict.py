@@ -1,29 +1,36 @@
 """`zsseg predict`: label the pixels of photos, and write predictions.h5 and two pictures a photo.
 
-A data artifact stands for its validation
-photos. For a photo `cat.jpg` the pictures are `cat.png`, the palette PNG of class ids at the photo's own size, and
-`cat_overlay.png`, the classes' colours over the photo with a legend.
+A data artifact stands for its validation photos. For a photo `cat.jpg` the pictures are `cat.png`, the palette PNG of
+class ids at the photo's own size, and `cat_overlay.png`, the classes' colours over the photo with a legend.
+
+What is predicted: the model's classes; any words, alone or beside them; or regions, each read out as the nearest words
+of a vocabulary (`open_vocabulary`).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg.artifacts import Artifact, Writer, check_output, create, kind_of, open_artifact
+from zsseg.artifacts import Artifact, Writer, check_output, create, drafts, kind_of, open_artifact
+from zsseg.calibration import Calibration
+from zsseg.classes import BACKGROUND, VOID
 from zsseg.config import PredictConfig
-from zsseg.errors import ArtifactError, DataError
+from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map, encode_png
-from zsseg.inference import Model, Prediction, chosen_calibration, load_model, predict_grid, score_image
+from zsseg.inference import Model, Prediction, ScoreGrid, chosen_calibration, load_model, predict_grid, score_image
+from zsseg.open_vocabulary import Region, new_words, read_regions, with_words
 from zsseg.pictures import legend_overlay
 from zsseg.progress import SILENT, Progress
+from zsseg.recipe import Float32, Places, embed_words, frequent_words, read_recipe
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +49,15 @@ class PredictSummary:
     """What `predict` found.
 
     Attributes:
+        path: predictions.h5.
+        pictures: Folder of the pictures.
+        names: Class names in index order.
+        unseen: Ids of the unseen classes, added words among them.
+        ids: Photos in their order.
+        sources: Their file names.
         shares: For each photo, the classes found in it and their share of its pixels, largest first.
+        scores: For each photo, the mean score of the pixels of each of these.
+        readings: For each photo its regions and their nearest words; empty where none was read out.
         skipped: Names of the files that could not be read, with the reason.
     """
 
@@ -51,8 +66,28 @@ class PredictSummary:
     names: tuple[str, ...]
     unseen: tuple[int, ...]
     ids: tuple[str, ...]
+    sources: tuple[str, ...]
     shares: tuple[tuple[tuple[int, float], ...], ...]
+    scores: tuple[tuple[float, ...], ...]
+    readings: tuple[tuple[Region, ...], ...]
     skipped: tuple[tuple[str, str], ...]
+
+
+class _Labeller(Protocol):
+    """What says which class each pixel of a photo is; its names may grow from photo to photo."""
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def unseen(self) -> Sequence[int]: ...
+
+    @property
+    def calibration(self) -> Calibration | None: ...
+
+    def label(self, image: UInt8) -> tuple[Prediction, tuple[Region, ...]]:
+        """Label a photo; with the regions that were read out, if any."""
+        ...
 
 
 def predict(
@@ -62,6 +97,8 @@ def predict(
     pictures: Path,
     config: PredictConfig,
     *,
+    labels: Path | None = None,
+    vectors: Sequence[Path] = (),
     force: bool = False,
     progress: Progress = SILENT,
 ) -> PredictSummary:
@@ -74,12 +111,15 @@ def predict(
         out: predictions.h5.
         pictures: Folder of the pictures; made where missing.
         config: Settings.
+        labels: The labels artifact of a model that does not carry its recipe; only to predict words.
+        vectors: Files of word vectors that the model's recipe names; only to predict words.
         force: Replace existing files.
         progress: Told of each photo.
 
     Raises:
         DataError: A file is missing or is no image, unless `config.skip_bad`; or none is left.
         ArtifactError: The model cannot be used, or an output is refused.
+        SettingError: A word is unknown, or vectors that the model's recipe names are not there.
     """
     check_output(out, force=force)
     with ExitStack() as opened:
@@ -87,12 +127,12 @@ def predict(
         if not photos:
             raise DataError(f"{', '.join(map(str, images))}: no validation photo to predict; name photos or a folder")
         loaded = load_model(model, device=config.device, precision=config.precision)
+        labeller = _labeller(loaded, model, config, labels, Places(tuple(vectors), (model.parent, Path())))
         _check_pictures(photos, pictures, force=force)
-        drafts = Path(opened.enter_context(TemporaryDirectory(dir=pictures, prefix=".drafts-")))
-        settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
-        calibration = chosen_calibration(loaded, config.calibration, config.seen_bias)
-        params = {**settings, "precision": loaded.precision, "calibrated_by": calibration.record()}
-        shares, skipped = {}, []
+        unfinished = opened.enter_context(drafts(pictures, out.name))
+        params = _params(config, loaded, labeller)
+        found: list[tuple[str, str, Prediction, tuple[Region, ...]]] = []
+        skipped = []
         with create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer:
             for name, photo in progress.track(photos.items(), "predicting", len(photos)):
                 try:
@@ -102,18 +142,184 @@ def predict(
                         raise DataError(f"{error}; leave such files out with --skip-bad") from error
                     skipped.append((photo.source, str(error)))
                     continue
-                grid = score_image(loaded, image, max_side=config.max_side)
-                found = predict_grid(loaded, grid, calibration)
-                _write_pictures(drafts, name, image, found, loaded)
-                _append(writer, name, photo.source, found)
-                shares[name] = _shares(found.areas)
-            if not shares:
+                prediction, regions = labeller.label(image)
+                _write_pictures(unfinished, name, image, prediction, labeller.unseen)
+                writer.append("label_maps", encode_label_map(prediction.label_map))
+                found.append((name, photo.source, replace(prediction, label_map=_GONE), regions))
+            if not found:
                 raise DataError(f"none of the {len(photos)} files is a readable image (first: {skipped[0][1]})")
-            writer.put("names", loaded.names)
-        for draft in drafts.iterdir():  # now that nothing can fail any more, all at once
+            _put(writer, found, labeller.names, read_out=config.vocabulary is not None)
+        for draft in unfinished.iterdir():  # now that nothing can fail any more, all at once
             draft.replace(pictures / draft.name)
-    found_in = tuple(shares.values())
-    return PredictSummary(out, pictures, loaded.names, loaded.unseen, tuple(shares), found_in, tuple(skipped))
+    return _summary(found, labeller, out, pictures, skipped)
+
+
+_GONE = np.zeros((0, 0), np.uint8)  # a label map that is written already and need not be kept
+
+
+def as_json(summary: PredictSummary) -> dict[str, Any]:
+    """Return the summary as JSON values."""
+    photos = []
+    for row, photo_id in enumerate(summary.ids):
+        classes = [
+            {"name": summary.names[index], "unseen": index in summary.unseen, "share": share, "mean_score": score}
+            for (index, share), score in zip(summary.shares[row], summary.scores[row], strict=True)
+        ]
+        photo: dict[str, Any] = {"id": photo_id, "source": summary.sources[row], "classes": classes}
+        if summary.readings:
+            photo["regions"] = _regions_as_json(summary.readings[row])
+        photos.append(photo)
+    skipped = [{"source": source, "reason": reason} for source, reason in summary.skipped]
+    return {"names": list(summary.names), "photos": photos, "skipped": skipped}
+
+
+@dataclass(frozen=True)
+class _ByClasses:
+    """Gives each pixel its best class."""
+
+    model: Model
+    score: Callable[[UInt8], ScoreGrid]
+    calibration: Calibration
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.model.names
+
+    @property
+    def unseen(self) -> Sequence[int]:
+        return self.model.unseen
+
+    def label(self, image: UInt8) -> tuple[Prediction, tuple[Region, ...]]:
+        return predict_grid(self.model, self.score(image), self.calibration), ()
+
+
+class _ByVocabulary:
+    """Gives each region of a photo its nearest word, whose class id is that of the word's first appearance."""
+
+    unseen = ()
+    calibration = None  # what the seen classes have over others is not known of words
+
+    def __init__(self, model: Model, words: Sequence[str], vectors: Float32, config: PredictConfig) -> None:
+        self.names = [BACKGROUND]  # keeps id 0, which pictures show as no colour
+        self._model, self._words, self._vectors, self._config = model, words, vectors, config
+
+    def label(self, image: UInt8) -> tuple[Prediction, tuple[Region, ...]]:
+        config = self._config
+        reading = read_regions(
+            self._model,
+            image,
+            self._words,
+            self._vectors,
+            max_side=config.max_side,
+            regions=config.regions,
+            nearest=config.nearest,
+        )
+        ids = np.array([self._id(region.words[0][0]) for region in reading.regions], dtype=np.uint8)
+        label_map: UInt8 = ids[reading.region_map]
+        areas = np.bincount(label_map.ravel(), minlength=VOID + 1)[: len(self.names)]
+        sums, weights = np.zeros(VOID + 1), np.zeros(VOID + 1)
+        for index, region in zip(ids, reading.regions, strict=True):
+            sums[index] += region.share * region.words[0][1]
+            weights[index] += region.share
+        means = np.divide(sums, weights, out=np.full(VOID + 1, np.nan), where=weights > 0)
+        means = means[: len(self.names)].astype(np.float32)
+        return Prediction(label_map, areas, means, tuple(self.names)), reading.regions
+
+    def _id(self, word: str) -> int:
+        if word not in self.names:
+            if len(self.names) == VOID:
+                log.warning("more than %d nearest words: later ones are void in the label maps", VOID - 1)
+                return VOID
+            self.names.append(word)
+        return self.names.index(word)
+
+
+def _labeller(model: Model, path: Path, config: PredictConfig, labels: Path | None, places: Places) -> _Labeller:
+    """Return what the settings ask for."""
+    if not config.classes and config.vocabulary is None:
+        calibration = chosen_calibration(model, config.calibration, config.seen_bias)
+        return _ByClasses(model, lambda image: score_image(model, image, max_side=config.max_side), calibration)
+    if config.classes and config.vocabulary is not None:
+        raise SettingError("--classes and --vocabulary: words to choose from, or a whole vocabulary; leave one out")
+    if config.vocabulary is not None:
+        recipe = read_recipe(path, labels)
+        words, rows = frequent_words(None if config.vocabulary == "all" else config.vocabulary, recipe, places)
+        log.info("reading out the nearest of %s words", f"{len(words):,}")
+        return _ByVocabulary(model, words, rows, config)
+    added = new_words(model, config.classes)
+    vectors = embed_words(added, read_recipe(path, labels), places) if added else None
+    asked = with_words(model, config.classes, vectors, add=config.add)
+    calibration = chosen_calibration(asked.shown, config.calibration, config.seen_bias)
+    return _ByClasses(asked.shown, lambda image: asked.score(image, max_side=config.max_side), calibration)
+
+
+def _params(config: PredictConfig, model: Model, labeller: _Labeller) -> dict[str, Any]:
+    settings = {key: value for key, value in asdict(config).items() if key not in ("device", "skip_bad")}
+    calibration = labeller.calibration
+    return {
+        **settings,
+        "precision": model.precision,
+        "calibrated_by": calibration.record() if calibration else {"method": "none", "parameter": 0.0, "chosen_on": []},
+    }
+
+
+def _put(
+    writer: Writer,
+    found: Sequence[tuple[str, str, Prediction, tuple[Region, ...]]],
+    names: Sequence[str],
+    *,
+    read_out: bool,
+) -> None:
+    """Write what is small; a photo that was labelled before a name came up has none of it."""
+    areas = np.zeros((len(found), len(names)), dtype=np.int64)
+    scores = np.full((len(found), len(names)), np.nan, dtype=np.float32)
+    for row, (_, _, prediction, _) in enumerate(found):
+        areas[row, : len(prediction.areas)] = prediction.areas
+        scores[row, : len(prediction.mean_scores)] = prediction.mean_scores
+    writer.put("names", names)
+    writer.put("ids", [each[0] for each in found])
+    writer.put("sources", [each[1] for each in found])
+    writer.put("areas", areas)
+    writer.put("mean_scores", scores)
+    if read_out:
+        writer.put("readings", [json.dumps(_regions_as_json(each[3])) for each in found])
+
+
+def _regions_as_json(regions: Sequence[Region]) -> list[dict[str, Any]]:
+    return [
+        {
+            "share": region.share,
+            "box": list(region.box),
+            "words": [{"word": word, "cosine": cosine} for word, cosine in region.words],
+        }
+        for region in regions
+    ]
+
+
+def _summary(
+    found: Sequence[tuple[str, str, Prediction, tuple[Region, ...]]],
+    labeller: _Labeller,
+    out: Path,
+    pictures: Path,
+    skipped: Sequence[tuple[str, str]],
+) -> PredictSummary:
+    shares = tuple(_shares(prediction.areas) for _, _, prediction, _ in found)
+    scores = tuple(
+        tuple(float(prediction.mean_scores[index]) for index, _ in of_photo)
+        for (_, _, prediction, _), of_photo in zip(found, shares, strict=True)
+    )
+    return PredictSummary(
+        path=out,
+        pictures=pictures,
+        names=tuple(labeller.names),
+        unseen=tuple(labeller.unseen),
+        ids=tuple(each[0] for each in found),
+        sources=tuple(each[1] for each in found),
+        shares=shares,
+        scores=scores,
+        readings=tuple(each[3] for each in found) if any(each[3] for each in found) else (),
+        skipped=tuple(skipped),
+    )
 
 
 def _expand(path: Path, opened: ExitStack) -> Iterator[tuple[str, _Photo]]:
@@ -191,19 +397,11 @@ def _targets(pictures: Path, name: str) -> tuple[Path, Path]:
     return pictures / f"{name}.png", pictures / f"{name}_overlay.png"
 
 
-def _write_pictures(pictures: Path, name: str, image: UInt8, found: Prediction, model: Model) -> None:
+def _write_pictures(pictures: Path, name: str, image: UInt8, found: Prediction, unseen: Sequence[int]) -> None:
     label_map, overlay = _targets(pictures, name)
     label_map.write_bytes(encode_label_map(found.label_map))
-    drawn = legend_overlay(image, found.label_map, model.names, unseen=model.unseen)
+    drawn = legend_overlay(image, found.label_map, found.names, unseen=unseen)
     overlay.write_bytes(encode_png(drawn))
-
-
-def _append(writer: Writer, name: str, source: str, found: Prediction) -> None:
-    writer.append("ids", name)
-    writer.append("sources", source)
-    writer.append("label_maps", encode_label_map(found.label_map))
-    writer.append("areas", found.areas)
-    writer.append("mean_scores", found.mean_scores)
 
 
 def _shares(areas: NDArray[np.int64]) -> tuple[tuple[int, float], ...]:

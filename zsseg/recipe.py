@@ -32,6 +32,7 @@ from zsseg.words import Float64, choices, choose_tokens, concatenated, known, ph
 log = logging.getLogger(__name__)
 
 EVERY = 10**9  # more words than any source has
+CHUNK = 20_000  # words
 MOST_ENCODED = 20_000  # words that a sentence encoder reads for a vocabulary, at some 15 ms each
 
 Float32 = NDArray[np.float32]
@@ -58,7 +59,11 @@ class Recipe:
     def project(self, raw: NDArray[Any]) -> Float32:
         """Map word vectors of unit length, (M, R), into the joint space, float32 (M, D)."""
         normalize: Normalize = "unit" if self.unit else self.settings["normalize"]
-        return project(raw, self.mean, self.components, normalize).astype(np.float32)
+        projected = np.empty((len(raw), len(self.components)), np.float32)
+        for start in range(0, len(raw), CHUNK):  # float64 copies of all words of a language take a second to make
+            rows = slice(start, start + CHUNK)
+            projected[rows] = project(raw[rows], self.mean, self.components, normalize)
+        return projected
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the summaries only; their modules load torch
     from zsseg.embed import EmbedSummary
     from zsseg.evaluate import EvalSummary
     from zsseg.fetch import FetchSummary
+    from zsseg.info import InfoSummary
     from zsseg.metrics import Scores
     from zsseg.predict import PredictSummary
     from zsseg.report import ReportSummary
@@ -33,6 +35,7 @@ if TYPE_CHECKING:  # the summaries only; their modules load torch
 SHOWN_SKIPPED = 10
 SHOWN_PREDICTIONS = 20
 SHOWN_IMAGENET = 2
+SHOWN_CHARACTERS = 160  # of a setting
 LETTERS = ".abcdefghijklmnopqrstuvwxyz0123456789"  # of a preview without colours, the largest class first
 
 
@@ -262,6 +265,8 @@ def _calibrated_by(summary: EvalSummary) -> str:
 
 def predicted(summary: PredictSummary) -> RenderableType:
     """Return the classes found in each photo."""
+    if summary.readings:
+        return _read_out(summary)
     table = _table("photo", "classes (share of pixels)")
     for name, shares in list(zip(summary.ids, summary.shares, strict=True))[:SHOWN_PREDICTIONS]:
         found = ", ".join(f"{_starred(summary.names, summary.unseen, index)} {share:.1%}" for index, share in shares)
@@ -274,9 +279,29 @@ def predicted(summary: PredictSummary) -> RenderableType:
     return Group(table, *lines, *_skipped(summary.skipped))
 
 
-def _per_class(summary: EvalSummary) -> Table:
-    table = _table("class", "", right=("IoU", "accuracy", "photos", "IoU, vanilla"))
-    rows = zip(
+def described(summary: InfoSummary) -> RenderableType:
+    """Return what an artifact is."""
+    facts = _table("", "")
+    facts.show_header = False
+    facts.add_row("kind", f"{summary.kind}: {', '.join(summary.about)}")
+    facts.add_row("written by", f"zsseg {summary.version}")
+    facts.add_row("digest", f"{summary.digest} (holds)")
+    for kind, digest, file in summary.inputs:
+        facts.add_row(f"from {kind}", escape(f"{digest[:12]}…  {file or 'not in this folder'}"))
+    settings = _table("setting", "value")
+    for key, value in summary.params.items():
+        settings.add_row(escape(key), escape(_clipped(json.dumps(value, ensure_ascii=False))))
+    fields = _table("field", "dtype", "shape")
+    for name, dtype, shape in summary.fields:
+        lengths = [f"{length:,}" for length in shape]
+        fields.add_row(name, dtype, "{} of {} numbers".format(*lengths) if dtype == "arrays" else " × ".join(lengths))
+    return Group(Text(str(summary.path)), facts, settings, fields)
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]} …"
+
+
 def _read_out(summary: PredictSummary) -> RenderableType:
     """Return the regions of each photo and their nearest words."""
     table = _table("photo", "nearest words (cosine)", right=("share",))
@@ -337,6 +362,9 @@ def _preview_legend(
     return line
 
 
+def _per_class(summary: EvalSummary) -> Table:
+    table = _table("class", "", right=("IoU", "accuracy", "photos", "IoU, vanilla"))
+    rows = zip(
         summary.names,
         summary.generalized.iou,
         summary.generalized.accuracy,
