@@ -492,3 +492,21 @@ def test_effective_numbers_are_milder() -> None:
     assert rare[0] / rare[1] == pytest.approx(10, rel=0.01)
     frequent = effective_number_weights(np.array([30_000_000, 300_000_000]))
     assert 1 < frequent[0] / frequent[1] < 1.1
+
+
+# --- on a coarser grid than the labels --------------------------------------------------------------------------------
+
+
+@every_loss
+@every_weighting
+def test_a_coarse_grid_is_upsampled(name: str, weighting: str) -> None:
+    """Outputs on the feature grid have the loss and the gradient of the same outputs upsampled before."""
+    outputs, _ = random_case(0, height=5)
+    _, labels = random_case(1, height=10)
+    labels = torch.cat([labels, labels], dim=2)
+    coarse = outputs.requires_grad_()
+    fine = torch.nn.functional.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)
+    ours, naive = (evaluate(name, each, labels, weighting) for each in (coarse, fine))
+    assert ours.item() == pytest.approx(naive.item(), rel=1e-9)
+    one, two = (torch.autograd.grad(each, coarse, retain_graph=True)[0] for each in (ours, naive))
+    torch.testing.assert_close(one, two, rtol=1e-7, atol=1e-9)

@@ -14,7 +14,11 @@ embedding sizes; a sum over pixels would tie it to the image size.
 Heads start from 0, where a cosine has no gradient. Cosines here are cos_ε(f, w) = f·ŵ / √(‖f‖² + ε²) with ε = 0.1:
 the gradient at f = 0 is ŵ/ε, and at ‖f‖ = 1 the value is within 0.5 % of the cosine. Losses that do not fix the
 length of f (`cosine`, `hinge`, `softmax_embed`, `infonce`) rank classes by f·ŵ; so does NNE over unit vectors,
-whatever ‖f‖. No loss makes an (N, D, H, W) map of targets.
+whatever ‖f‖.
+
+`outputs` may come on a coarser grid than the labels, (N, D, h, w): f is then what bilinear upsampling to the labels'
+size makes of them. Only the S maps f·w_c are upsampled, and for `mse` none (`zsseg.bilinear`): no tensor of D × H × W
+exists, neither of embeddings nor of targets.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from zsseg import bilinear
 from zsseg.classes import VOID
 from zsseg.config import LossName, Negatives
 
@@ -54,10 +59,13 @@ def mse(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weights:
     """
     place, share = _targets(labels, seen, weights, outputs)
     chosen = vectors[seen]
-    # ‖f − w‖² = Σ_d f_d² − 2 f·w_y + ‖w_y‖², so that no map of targets is made
-    own = _pick(_products(outputs, chosen), place)
-    squares = outputs.square().sum(dim=1) - 2 * own + chosen.square().sum(dim=1)[place]
-    return _mean(squares, share)
+    # Σ a ‖f − w_y‖² = Σ a ‖f‖² − 2 Σ_k g_k·(Σ_p a_p b_pk w_y) + Σ a ‖w_y‖², with g the outputs and b as in `bilinear`
+    of_class = torch.zeros(len(place), len(seen), *place.shape[1:], dtype=share.dtype, device=share.device)
+    of_class.scatter_(1, place.unsqueeze(1), share.unsqueeze(1))
+    towards = bilinear.gather(of_class, outputs.shape[-2:]).permute(0, 2, 3, 1) @ chosen
+    lengths = (of_class.sum(dim=(0, 2, 3)) * chosen.square().sum(dim=1)).sum()
+    total = bilinear.weighted_squares(outputs, share) - 2 * (outputs.permute(0, 2, 3, 1) * towards).sum() + lengths
+    return total / share.sum().clamp_min(1e-12)
 
 
 def cosine(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -71,7 +79,7 @@ def cosine(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weigh
         weights: Pixel weights a, (N, H, W); None weighs all alike.
     """
     place, share = _targets(labels, seen, weights, outputs)
-    return _mean(1 - _pick(_cosines(outputs, vectors[seen]), place), share)
+    return _mean(1 - _pick(_cosines(outputs, vectors[seen], labels.shape[1:]), place), share)
 
 
 def hinge(
@@ -100,7 +108,7 @@ def hinge(
             fixed class vectors a wrong pixel is otherwise never mended, and background wins everywhere (measured).
     """
     place, share = _targets(labels, seen, weights, outputs)
-    scores = _cosines(outputs, vectors[seen])
+    scores = _cosines(outputs, vectors[seen], labels.shape[1:])
     own = _pick(scores, place).unsqueeze(1)
     others = scores.scatter(1, place.unsqueeze(1), -math.inf)  # the true class is no negative of its own
     terms = F.relu(MARGIN - own + others)
@@ -132,7 +140,7 @@ def softmax_embed(
         log_scale: t, learned, a scalar.
     """
     place, share = _targets(labels, seen, weights, outputs)
-    scores = log_scale.exp() * _products(outputs, F.normalize(vectors[seen], dim=1))
+    scores = log_scale.exp() * _products(outputs, F.normalize(vectors[seen], dim=1), labels.shape[1:])
     return _mean(F.cross_entropy(scores, place, reduction="none"), share)
 
 
@@ -153,7 +161,7 @@ def infonce(
         log_scale: t = log(1 / temperature), learned, a scalar.
     """
     place, share = _targets(labels, seen, weights, outputs)
-    scores = log_scale.exp() * _cosines(outputs, vectors[seen])
+    scores = log_scale.exp() * _cosines(outputs, vectors[seen], labels.shape[1:])
     return _mean(F.cross_entropy(scores, place, reduction="none"), share)
 
 
@@ -196,7 +204,8 @@ def softmax(outputs: Tensor, labels: Tensor, seen: Tensor, weights: Tensor | Non
         weights: Pixel weights a, (N, H, W); None weighs all alike.
     """
     place, share = _targets(labels, seen, weights, outputs)
-    return _mean(F.cross_entropy(outputs, place, reduction="none"), share)
+    logits = bilinear.upsample(outputs, labels.shape[1:])
+    return _mean(F.cross_entropy(logits, place, reduction="none"), share)
 
 
 def _targets(labels: Tensor, seen: Tensor, weights: Tensor | None, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,7 +215,7 @@ def _targets(labels: Tensor, seen: Tensor, weights: Tensor | None, outputs: Tens
     place = places[labels]
     share = (place >= 0).to(outputs.dtype)
     if weights is not None:
-        share = share * weights
+        share = share * weights.to(share.dtype)
     return place.clamp_min(0), share  # place 0 where the weight is 0: any would do
 
 
@@ -214,15 +223,15 @@ def _mean(losses: Tensor, share: Tensor) -> Tensor:
     return (losses * share).sum() / share.sum().clamp_min(1e-12)
 
 
-def _products(outputs: Tensor, vectors: Tensor) -> Tensor:
-    """Return f·w of every pixel and class, (N, S, H, W)."""
-    return torch.einsum("ndhw,sd->nshw", outputs, vectors)
+def _products(outputs: Tensor, vectors: Tensor, size: torch.Size) -> Tensor:
+    """Return f·w of every pixel and class, (N, S, H, W), size (H, W)."""
+    return bilinear.upsample(torch.einsum("ndhw,sd->nshw", outputs, vectors), size)
 
 
-def _cosines(outputs: Tensor, vectors: Tensor) -> Tensor:
-    """Return cos_ε(f, w) of every pixel and class, (N, S, H, W)."""
-    lengths = (outputs.square().sum(dim=1, keepdim=True) + EPSILON**2).sqrt()
-    return _products(outputs, F.normalize(vectors, dim=1)) / lengths
+def _cosines(outputs: Tensor, vectors: Tensor, size: torch.Size) -> Tensor:
+    """Return cos_ε(f, w) of every pixel and class, (N, S, H, W), size (H, W)."""
+    lengths = (bilinear.squares(outputs, size).unsqueeze(1) + EPSILON**2).sqrt()
+    return _products(outputs, F.normalize(vectors, dim=1), size) / lengths
 
 
 def _pick(scores: Tensor, place: Tensor) -> Tensor:
@@ -239,9 +248,9 @@ def _blended_squares(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Ten
     kept = F.interpolate(labels.unsqueeze(1).to(outputs.dtype), size=small, mode="nearest-exact").long()
     one_hot = (kept == seen[:, None, None]).to(outputs.dtype)  # (N, S, h, w); void is of no class
     blend = F.interpolate(one_hot, size=labels.shape[1:], mode="bilinear", align_corners=False)
-    towards = (blend * _products(outputs, vectors)).sum(dim=1)
+    towards = (blend * _products(outputs, vectors, labels.shape[1:])).sum(dim=1)
     squares = (blend * torch.einsum("nshw,st->nthw", blend, vectors @ vectors.T)).sum(dim=1)
-    return outputs.square().sum(dim=1) - 2 * towards + squares
+    return bilinear.squares(outputs, labels.shape[1:]) - 2 * towards + squares
 
 
 def _consistency(outputs: Tensor, place: Tensor, share: Tensor, vectors: Tensor, is_object: Tensor) -> Tensor:
@@ -251,7 +260,8 @@ def _consistency(outputs: Tensor, place: Tensor, share: Tensor, vectors: Tensor,
     present = is_object & (totals > 0)
     if present.sum() < 2:
         return outputs.new_zeros(())
-    means = torch.einsum("nhws,ndhw->sd", one_hot, outputs)[present] / totals[present, None]
+    on_grid = bilinear.gather(one_hot.permute(0, 3, 1, 2), outputs.shape[-2:])
+    means = torch.einsum("nshw,ndhw->sd", on_grid, outputs)[present] / totals[present, None]
     wanted = (-JOEM_TAU * _distances(vectors[present])).softmax(dim=1)
     return F.kl_div((-_distances(means)).log_softmax(dim=1), wanted, reduction="batchmean")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zsseg import losses
 from zsseg.artifacts import open_artifact
-from zsseg.classes import BACKGROUND
+from zsseg.classes import BACKGROUND, VOID
 from zsseg.dataset import LABEL_STRIDE, seen_pixels
 from zsseg.models import gate
 from zsseg.task import Task
@@ -86,7 +86,7 @@ def gate_loss(task: Task, branches: tuple[Tensor, ...], labels: Tensor) -> Tenso
     )
 
 
-def at_labels(outputs: Tensor, stride: int, labels: Tensor) -> Tensor:
-    """Bring outputs, (N, D, h, w), to the pixels where labels are taken, (N, H, W) -> (N, D, H, W)."""
-    upsampled = F.interpolate(outputs.float(), scale_factor=stride / LABEL_STRIDE, mode="bilinear", align_corners=False)
-    return upsampled[:, :, : labels.shape[1], : labels.shape[2]]
+def as_far_as(outputs: Tensor, stride: int, labels: Tensor) -> Tensor:
+    """Pad labels, (N, H, W), with void to all that the outputs, (N, D, h, w), cover: the padding of the images."""
+    height, width = (length * stride // LABEL_STRIDE for length in outputs.shape[2:])
+    return F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=VOID)

@@ -41,7 +41,7 @@ from zsseg.errors import TrainingError
 from zsseg.hardware import autocast
 from zsseg.inference import label_map, score_image
 from zsseg.models import SegmentationNet
-from zsseg.objective import at_labels, gate_loss, loss_function
+from zsseg.objective import as_far_as, gate_loss, loss_function
 from zsseg.progress import SILENT, Progress
 from zsseg.selftrain import PseudoLabels
 from zsseg.state import State, as_model, initial_state, set_mode
@@ -315,7 +315,7 @@ def _step(
         outputs = state.net.outputs(features)
         branches = state.net.gate_branches(features) if gated else None
     labels = labels.to(task.device)
-    loss = torch.stack([loss_of(at_labels(each, state.net.stride, labels), labels) for each in outputs]).mean()
+    loss = torch.stack([loss_of(each.float(), as_far_as(each, state.net.stride, labels)) for each in outputs]).mean()
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
