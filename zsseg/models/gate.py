@@ -26,11 +26,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDE, DEEP = 1024, 256  # hidden channels of a branch with one layer, and of one with two
-DROPOUT = 0.5  # of the features
+LANES = 8  # random bits of a byte, each of which keeps a feature or drops it
 SHARE = 1 / 3  # of the run's steps that train the gate; longer, it turns unseen classes into background, too
 LEAST_STEPS = 500  # of those; a short run trains it to the end
 CONTRASTIVE = 0.5  # what the branch of softmax_embed counts, whose embeddings are longer than the class vectors
 LOG_SCALE = math.log(10)  # of its softmax
+
+
+class HalfDropout(nn.Dropout):
+    """Dropout of one half of all numbers, by single random bits.
+
+    torch draws 64 random bits a number, one number after the other, which took longer than the rest of the gate's step;
+    and it draws others on processors of another make.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0.5)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Drop half while training, and double the rest; the bits come from torch's global generator."""
+        if not self.training:
+            return cells
+        kind = cells.device.type
+        if torch.is_autocast_enabled(kind):  # what the next layer would do; times 0 or 2 is exact in any type
+            cells = cells.to(torch.get_autocast_dtype(kind))
+        words = -(-cells.numel() // 64)
+        drawn = torch.empty(words, dtype=torch.int64, device=cells.device).random_(-(2**63), None)
+        lanes = torch.arange(LANES, dtype=torch.uint8, device=cells.device)
+        kept = ((drawn.view(torch.uint8)[:, None] >> lanes) & 1).view(-1)[: cells.numel()].view(cells.shape)
+        return cells * kept.to(cells.dtype).mul_(2)
 
 
 class Branch(nn.Module):
@@ -46,7 +70,7 @@ class Branch(nn.Module):
     def __init__(self, channels: int, width: int, dim: int, *, layers: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.drop = nn.Dropout(DROPOUT)
+        self.drop = HalfDropout()
         self.hidden = nn.Linear(channels, width)
         self.mix = nn.Linear(width, width) if layers > 1 else None
         self.out = nn.Linear(width, dim)
