@@ -5,11 +5,15 @@ Both kinds are a pure function of (seed, epoch, batch number), so that a run can
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Full, Queue
 from tempfile import TemporaryFile
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +43,8 @@ from zsseg.hardware import autocast
 from zsseg.images import UInt8, decode_label_map
 from zsseg.models import SegmentationNet
 from zsseg.progress import Progress
+
+T = TypeVar("T")
 
 
 def batch_positions(
@@ -137,7 +143,7 @@ class FeatureCache:
                 with torch.inference_mode(), autocast(precision, device):
                     pixels = torch.from_numpy(image)[None].to(device)
                     maps = net.features(net.pad(normalise(pixels, net.mean, net.std)))
-                arrays = [m[0].to("cpu", torch.float16).contiguous().numpy() for m in maps]
+                arrays = [m[0].permute(1, 2, 0).to("cpu", torch.float16).contiguous().numpy() for m in maps]
                 labels = sample_labels(training_labels(data, index, unseen, image.shape[:2])).astype(np.uint8)
                 self._images[index] = CachedImage(offset, tuple(a.shape for a in arrays), labels)
                 offset += sum(a.size for a in arrays)
@@ -163,12 +169,17 @@ class FeatureCache:
         for index, encoded in pseudo.items():
             made = sample_labels(decode_label_map(encoded, "pseudo-labels")).astype(np.uint8)
             images[index] = replace(images[index], labels=fill_void(images[index].labels, made))
-        for batch in positions:
-            windows = [self._window(images[position.index], position, crop, seed) for position in batch]
-            maps = zip(*(window[0] for window in windows), strict=True)
-            features = [torch.from_numpy(np.stack(arrays)).float() for arrays in maps]
-            labels = np.stack([window[1] for window in windows])
-            yield features, torch.from_numpy(labels.astype(np.int64))
+        yield from ahead(self._batch(images, batch, crop, seed) for batch in positions)
+
+    def _batch(
+        self, images: Mapping[int, CachedImage], batch: list[Position], crop: int, seed: int
+    ) -> tuple[list[Tensor], Tensor]:
+        windows = [self._window(images[position.index], position, crop, seed) for position in batch]
+        maps = zip(*(window[0] for window in windows), strict=True)
+        # stacked with channels last, as they lie in the file and as the network computes
+        features = [torch.from_numpy(np.stack(arrays)).float().permute(0, 3, 1, 2) for arrays in maps]
+        labels = np.stack([window[1] for window in windows])
+        return features, torch.from_numpy(labels.astype(np.int64))
 
     def _window(
         self, image: CachedImage, position: Position, crop: int, seed: int
@@ -184,9 +195,9 @@ class FeatureCache:
             array = self._numbers[offset : offset + int(np.prod(shape))].reshape(shape)
             offset += array.size
             if stride is not None:
-                array = _cut(array, top // stride, left // stride, crop // stride, 0)
-            arrays.append(array[..., ::-1] if mirror else array)
-        labels = _cut(image.labels, top // LABEL_STRIDE, left // LABEL_STRIDE, crop // LABEL_STRIDE, VOID)
+                array = _cut(array, top // stride, left // stride, crop // stride, fill=0)
+            arrays.append(array[:, ::-1] if mirror else array)
+        labels = _cut(image.labels, top // LABEL_STRIDE, left // LABEL_STRIDE, crop // LABEL_STRIDE, fill=VOID)
         return arrays, labels[:, ::-1] if mirror else labels
 
 
@@ -201,11 +212,45 @@ def _write(file, arrays: list[NDArray[np.float16]], folder: Path) -> None:  # ty
         ) from error
 
 
-def _cut(array: NDArray, top: int, left: int, side: int, fill: float) -> NDArray:  # type: ignore[type-arg]
-    """Cut a square window from the last two axes, filled where it reaches beyond them."""
-    window = array[..., top : top + side, left : left + side]
-    if window.shape[-2:] == (side, side):
+def _cut(array: NDArray, top: int, left: int, side: int, *, fill: float) -> NDArray:  # type: ignore[type-arg]
+    """Cut a square window from the first two axes, filled where it reaches beyond them."""
+    window = array[top : top + side, left : left + side]
+    if window.shape[:2] == (side, side):
         return window
-    out = np.full((*array.shape[:-2], side, side), fill, dtype=array.dtype)
-    out[..., : window.shape[-2], : window.shape[-1]] = window
+    out = np.full((side, side, *array.shape[2:]), fill, dtype=array.dtype)
+    out[: window.shape[0], : window.shape[1]] = window
     return out
+
+
+def ahead(items: Iterator[T], *, depth: int = 4) -> Iterator[T]:
+    """Yield the items, made by a thread so many ahead; what they raise comes when their turn comes."""
+    queue: Queue[tuple[T | None, BaseException | None]] = Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            with contextlib.suppress(Full):
+                queue.put((item, error), timeout=0.1)
+                return True
+        return False
+
+    def work() -> None:
+        try:
+            if all(put(item) for item in items):
+                put(None, StopIteration())
+        except BaseException as error:  # whatever it is, the caller's thread is the one to raise it
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = queue.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # None only beside an error
+    finally:
+        stopped.set()
+        thread.join()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 
 import torch
 
 from zsseg.config import Device, Precision
 from zsseg.errors import SettingError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def choose_device(device: Device) -> torch.device:
@@ -35,6 +39,20 @@ def choose_precision(precision: Precision, device: torch.device) -> Precision:
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which the network runs; parameters and losses stay float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def keep_freed_memory() -> None:
+    """Let the process keep memory that it frees, for its next tensor, until it ends.
+
+    By default glibc hands every block of some megabytes back to the system, which clears it page by page before the
+    next tensor may use it: a tenth of a training step (docs/performance.md). Elsewhere nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # musl has none
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _cpu_has_bfloat16() -> bool:
