@@ -1,10 +1,17 @@
 """Zero-shot quality on real photos: the tables of the README and of docs/results.md.
 
-    python benchmarks/zero_shot.py --data ../shared/data [--seeds 3] [--recipes a,b] [--epochs 3] [--json FILE]
+    python benchmarks/zero_shot.py --data ../shared/data [--table main] [--seeds 3] [--rows 'a;b'] [--json FILE]
 
-cow and sheep unseen on voc-animals, scored on its val photos at native resolution; means over classes that occur in at
-least 5 of them. Class vectors: word2vec and fastText concatenated, 50 dims. Every parameter is chosen without a label
-of an unseen class. Each recipe is trained once a seed, and scored as its model is and without its calibration.
+Tables:
+    main           inductive and self-trained recipes: cow and sheep unseen on voc-animals, scored on its val photos
+    choices        what changes if one thing of the embedding, the loss or the network changes: the same photos, no
+                   gate, no calibration; look at the area under the seen–unseen curve and at the oracle
+    calibrations   every calibration on the same trained network
+    splits         zs3-4 and five random classes on voc-animals and coco-voc20 joined, each against SPNet's recipe
+    cross          trained on one data set, scored on the other
+
+Scored at native resolution; means over classes that occur in at least 5 photos. Class vectors, unless a row says
+otherwise: word2vec and fastText concatenated, 50 dims. Every parameter is chosen without a label of an unseen class.
 """
 
 from __future__ import annotations
@@ -15,8 +22,9 @@ import os
 import statistics
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from zsseg.artifacts import open_artifact
 from zsseg.config import EmbedConfig, EvalConfig, FetchConfig, SplitConfig, TrainConfig
@@ -26,96 +34,176 @@ from zsseg.fetch import fetch_data
 from zsseg.split import make_split
 from zsseg.train import Features, train
 
-PLAIN = TrainConfig(calibration="stacking", gate=False, anchors="none")
-RECIPES: dict[str, TrainConfig] = {
-    "mse": PLAIN,
-    "softmax-embed": replace(PLAIN, loss="softmax-embed"),  # SPNet's recipe
-    "gate": replace(PLAIN, gate=True),
-    "gate+anchors": replace(PLAIN, gate=True, anchors="imagenet"),  # the default of `zsseg train`
-    "void": replace(PLAIN, gate=True, anchors="imagenet", calibration="none", self_train="void"),
-    "anywhere": replace(PLAIN, gate=True, anchors="imagenet", self_train="anywhere"),
-    "cosine": replace(PLAIN, loss="cosine"),
-    "hinge": replace(PLAIN, loss="hinge"),
-    "infonce": replace(PLAIN, loss="infonce"),
-    "joem": replace(PLAIN, loss="joem"),
-    "mse+csls": replace(PLAIN, calibration="csls"),
-    "mse+inverted-softmax": replace(PLAIN, calibration="inverted-softmax"),
-    "mse+logit-adjustment": replace(PLAIN, calibration="logit-adjustment"),
-    "mse+apollonius": replace(PLAIN, calibration="apollonius"),
-    "mse, frequency": replace(PLAIN, weighting="frequency"),
-    "mse, image": replace(PLAIN, weighting="image"),
-    "aspp": replace(PLAIN, model="aspp"),
-    "hourglass": replace(PLAIN, model="hourglass"),
-}
-MAIN = ("gate+anchors", "softmax-embed", "void")
+COW_SHEEP = SplitConfig(unseen=("cow", "sheep"))
+DEFAULT = TrainConfig()
+SPNET = TrainConfig(loss="softmax-embed", calibration="stacking", gate=False, anchors="none")
+BARE = TrainConfig(calibration="none", gate=False, anchors="none")
+BOTH = ("word2vec", "fasttext")
 SCORES = ("seen_miou", "unseen_miou", "harmonic_miou")
 
 
+@dataclass(frozen=True)
+class Row:
+    """One recipe: what is trained on what, and what it is scored on."""
+
+    config: TrainConfig = BARE
+    words: dict[str, Any] = field(default_factory=dict)  # settings of `embed-labels`
+    vectors: tuple[str, ...] = BOTH  # "word2vec", "fasttext", or what --vectors takes
+    split: SplitConfig = COW_SHEEP
+    data: str = "voc-animals"
+    tests: tuple[str, ...] = ()  # data sets to score on; empty: the val photos of `data`
+    uncalibrated: bool = False  # also score without the calibration
+
+
+def bare(**changes: Any) -> Row:
+    """Return a row of plain NNE with other settings of `train`."""
+    return Row(replace(BARE, **changes))
+
+
+TABLES: dict[str, dict[str, Row]] = {
+    "main": {
+        "default": Row(DEFAULT, uncalibrated=True),
+        "SPNet": Row(SPNET, uncalibrated=True),
+        "mse": Row(replace(BARE, calibration="stacking"), uncalibrated=True),
+        "gate": Row(replace(DEFAULT, anchors="none"), uncalibrated=True),
+        "self-train void": Row(replace(DEFAULT, calibration="none", self_train="void")),
+        "self-train anywhere": Row(replace(DEFAULT, self_train="anywhere")),
+    },
+    "choices": {
+        "mse": Row(),
+        "dim 20": Row(words={"dim": 20}),
+        "dim 100": Row(words={"dim": 100}),
+        "dim 300, word2vec, no PCA": Row(words={"reduce": "none"}, vectors=("word2vec",)),
+        "word2vec": Row(vectors=("word2vec",)),
+        "fastText": Row(vectors=("fasttext",)),
+        "GloVe 50-d": Row(vectors=("glove-6b-50d",)),
+        "MiniLM": Row(vectors=("all-minilm-l6-v2",)),
+        "not of unit length": Row(words={"normalize": "none"}),
+        "not centred": Row(words={"center": False}),
+        "all-but-the-top 3": Row(words={"remove_top": 3}),
+        "WordNet retrofit": Row(words={"retrofit": True}),
+        "cosine": bare(loss="cosine"),
+        "hinge": bare(loss="hinge"),
+        "softmax-embed": bare(loss="softmax-embed"),
+        "infonce": bare(loss="infonce"),
+        "joem": bare(loss="joem"),
+        "frequency": bare(weighting="frequency"),
+        "effective-number": bare(weighting="effective-number"),
+        "image": bare(weighting="image"),
+        "a third of the rate": bare(lr=1e-3),
+        "three times the rate": bare(lr=1e-2),
+        "aspp": bare(model="aspp"),
+        "hourglass": bare(model="hourglass"),
+    },
+    "calibrations": {
+        name: bare(calibration=name)
+        for name in ("stacking", "csls", "inverted-softmax", "logit-adjustment", "apollonius")
+    },
+    "splits": {
+        f"{split}, {name}": Row(config, split=chosen, data="joined")
+        for split, chosen in (("zs3-4", SplitConfig(preset="zs3-4")), ("random 5", SplitConfig(random=5)))
+        for name, config in (("default", DEFAULT), ("SPNet", SPNET))
+    },
+    "cross": {
+        f"{name}, trained on {data}": Row(config, data=data, tests=("voc-animals", "coco-voc20"))
+        for data in ("voc-animals", "coco-voc20")
+        for name, config in (("default", DEFAULT), ("SPNet", SPNET))
+    },
+}
+
+
 def main() -> None:
-    """Run the recipes and print a line for each run, then a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run the rows of a table and print a line for each run, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("ZSSEG_TEST_DATA", "../shared/data")))
+    parser.add_argument("--table", choices=list(TABLES), default="main")
+    parser.add_argument("--rows", help="some of the table's rows, joined by ;")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--recipes", default=",".join(MAIN), help=f"of {', '.join(RECIPES)}")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--epochs", type=int, default=DEFAULT.epochs)
+    parser.add_argument("--json", type=Path, help="write the runs here, after each of them")
     options = parser.parse_args()
-    rows: list[dict[str, object]] = []
+    rows = TABLES[options.table]
+    chosen = options.rows.split(";") if options.rows else list(rows)
+    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        _prepare(options.data.resolve(), work)
-        features = Features()
+        bench = Bench(options.data.resolve(), Path(folder))
         for seed in range(options.seeds):
-            for name in options.recipes.split(","):
-                config = replace(RECIPES[name], seed=seed, epochs=options.epochs)
-                rows += _run(work, name, config, features)
-                if options.json:
-                    options.json.write_text(json.dumps(rows, indent=2) + "\n")
-    _print_table(rows)
+            for name in chosen:
+                row = replace(rows[name], config=replace(rows[name].config, seed=seed, epochs=options.epochs))
+                for run in bench.run(row):
+                    runs.append({"row": name, "seed": seed, **run})
+                    print(_line(runs[-1]), flush=True)
+                    if options.json:
+                        options.json.write_text(json.dumps(runs, indent=2) + "\n")
+    _print_table(runs)
 
 
-def _prepare(data: Path, work: Path) -> None:
-    """Write data.h5, labels.h5 and split.h5."""
-    fetch_data(work / "data.h5", FetchConfig("folder"), root=data / "voc-animals" / "VOC2012")
-    with open_artifact(work / "data.h5", "data") as images:
-        names = images.strings("names")
-    kinds = ("word2vec", "fasttext")
-    words = EmbedConfig(
-        vectors=tuple(str(data / f"vectors/voc21-{kind}-300d.txt") for kind in kinds),
-        vocabulary=tuple(str(data / f"vectors/cocostuff182-{kind}-300d.txt") for kind in kinds),
-    )
-    embed_labels(names, work / "labels.h5", words)
-    make_split(work / "data.h5", work / "split.h5", SplitConfig(unseen=("cow", "sheep")))
+class Bench:
+    """Makes the artifacts that rows need, each once, and runs rows.
 
+    Args:
+        source: The folder of the data sets and word vectors.
+        work: Where the artifacts go.
+    """
 
-def _run(work: Path, name: str, config: TrainConfig, features: Features) -> list[dict[str, object]]:
-    """Train one model and score it, calibrated and not."""
-    wall, cpu = time.perf_counter(), _cpu()
-    train(
-        work / "data.h5",
-        work / "split.h5",
-        work / "labels.h5",
-        work / "model.h5",
-        config,
-        force=True,
-        features=features,
-    )
-    spent = {"wall_s": time.perf_counter() - wall, "cpu_min": (_cpu() - cpu) / 60}
-    rows: list[dict[str, object]] = []
-    for calibration in ("model", "none"):
-        summary = evaluate(
-            work / "model.h5",
-            work / "data.h5",
-            work / "scores.h5",
-            EvalConfig(min_images=5, calibration=calibration),
-            force=True,
-        )
-        rows.append({"recipe": name, "seed": config.seed, "calibration": calibration, **spent, **_scores(summary)})
-        print(
-            " | ".join(f"{each:.3f}" if isinstance(each, float) else str(each) for each in rows[-1].values()),
-            flush=True,
-        )
-    return rows
+    def __init__(self, source: Path, work: Path) -> None:
+        self._source = source
+        self._work = work
+        self._features = {}
+
+    def run(self, row: Row) -> list[dict[str, Any]]:
+        """Train one model and score it."""
+        data = self._data(row.data)
+        split = self._made(f"{row.data} {row.split}", lambda out: make_split(data, out, row.split))
+        words = self._made(f"{row.vectors} {row.words}", lambda out: self._embed(data, row, out))
+        model = self._work / "model.h5"
+        features = self._features.setdefault(split, Features())
+        wall, cpu = time.perf_counter(), _cpu()
+        train(data, split, words, model, row.config, force=True, features=features)
+        spent = {"wall_s": time.perf_counter() - wall, "cpu_min": (_cpu() - cpu) / 60}
+        found = []
+        for test in row.tests or (row.data,):
+            for calibration in ("model", "none") if row.uncalibrated else ("model",):
+                config = EvalConfig(min_images=5, calibration=calibration)
+                summary = evaluate(model, self._data(test), self._work / "scores.h5", config, force=True)
+                found.append({"scored on": test, "calibration": calibration, **spent, **_scores(summary)})
+        return found
+
+    def _made(self, key: str, make: Any) -> Path:
+        out = self._work / ("".join(each if each.isalnum() else "-" for each in key)[:200] + ".h5")
+        if not out.exists():
+            make(out)
+        return out
+
+    def _data(self, name: str) -> Path:
+        return self._made(name, lambda out: fetch_data(out, FetchConfig("folder"), root=self._root(name)))
+
+    def _root(self, name: str) -> Path:
+        """Return a data set's folder; for "joined" one with the photos of both."""
+        sets = [self._source / each / "VOC2012" for each in ("voc-animals", "coco-voc20")]
+        if name != "joined":
+            return self._source / name / "VOC2012"
+        root = self._work / name
+        for folder in ("JPEGImages", "SegmentationClass"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            for each in sets:
+                for file in (each / folder).iterdir():
+                    (root / folder / file.name).symlink_to(file)
+        lists = Path("ImageSets/Segmentation")
+        (root / lists).mkdir(parents=True)
+        for part in ("train.txt", "val.txt"):
+            (root / lists / part).write_text("".join((each / lists / part).read_text() for each in sets))
+        (root / "classes.txt").write_text((sets[0] / "classes.txt").read_text())
+        return root
+
+    def _embed(self, data: Path, row: Row, out: Path) -> None:
+        with open_artifact(data, "data") as images:
+            names = images.strings("names")
+        local = all(kind in BOTH for kind in row.vectors)
+        files = [str(self._source / f"vectors/voc21-{kind}-300d.txt") if local else kind for kind in row.vectors]
+        more = [str(self._source / f"vectors/cocostuff182-{kind}-300d.txt") for kind in row.vectors] if local else []
+        settings = {"vectors": tuple(files), "vocabulary": tuple(more), **row.words}
+        embed_labels(names, out, EmbedConfig(**settings))
 
 
 def _cpu() -> float:
@@ -124,27 +212,35 @@ def _cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _scores(summary: EvalSummary) -> dict[str, object]:
+def _scores(summary: EvalSummary) -> dict[str, Any]:
     scores = {key: getattr(summary.generalized, key) for key in SCORES}
     scores |= {"vanilla_unseen_miou": summary.vanilla.unseen_miou}
     if summary.curve is not None:
-        scores |= {"area": summary.curve.area, "oracle_harmonic": float(summary.curve.harmonic[summary.curve.oracle])}
+        scores |= {"area": summary.curve.area, "oracle": float(summary.curve.harmonic[summary.curve.oracle])}
     chosen = summary.model.get("calibration_choice") or {}
     iou = dict(zip(summary.names, summary.generalized.iou.tolist(), strict=True))
-    return {**scores, "parameter": chosen.get("parameter"), **{f"iou {name}": iou[name] for name in ("cow", "sheep")}}
+    return {**scores, "parameter": chosen.get("parameter"), "iou": iou}
 
 
-def _print_table(rows: list[dict[str, object]]) -> None:
-    groups: dict[tuple[str, str], list[dict[str, object]]] = {}
-    for row in rows:
-        groups.setdefault((str(row["recipe"]), str(row["calibration"])), []).append(row)
-    print("\n| recipe | calibration | seen | unseen | harmonic | CPU min | seeds |\n|---|---|---|---|---|---|---|")
-    for (recipe, calibration), runs in groups.items():
-        cells = [_spread([float(str(run[key])) for run in runs]) for key in (*SCORES, "cpu_min")]
-        print(f"| {recipe} | {calibration} | {' | '.join(cells)} | {len(runs)} |")
+def _line(run: dict[str, Any]) -> str:
+    return " | ".join(f"{each:.3f}" if isinstance(each, float) else str(each) for each in list(run.values())[:-1])
+
+
+def _print_table(runs: list[dict[str, Any]]) -> None:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault((run["row"], run["scored on"], run["calibration"]), []).append(run)
+    keys = (*SCORES, "area", "oracle", "cpu_min")
+    print("\n| row | scored on | calibration | seen | unseen | harmonic | area | oracle | CPU min | seeds |")
+    print("|---" * 10 + "|")
+    for name, same in groups.items():
+        cells = [_spread([float(run[key]) for run in same if key in run]) for key in keys]
+        print(f"| {' | '.join((*name, *cells))} | {len(same)} |")
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return ""
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
 

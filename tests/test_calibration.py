@@ -14,13 +14,15 @@ import pytest
 from test_train import FROZEN, QUICK, run, weights, workspace
 from tiny import zsseg
 
-from zsseg import calibration, probe, train
+from zsseg import calibration, metrics, probe, train
 from zsseg.artifacts import open_artifact
 from zsseg.calibration import Evidence
 from zsseg.config import CalibrationName
 from zsseg.curve import Curve
+from zsseg.dataset import read_image
 from zsseg.errors import SettingError, TrainingError
-from zsseg.inference import load_model
+from zsseg.images import decode_label_map
+from zsseg.inference import label_map, load_model, score_image
 
 SEEN, OBJECTS, CLASSES = (0, 1, 3), (1, 3), 5
 METHODS = [name for name in get_args(CalibrationName) if name != "none"]
@@ -136,6 +138,17 @@ def test_choice_among_tried_values() -> None:
     assert (found.parameter, found.hidden_miou) == (0.2, 0.2)
 
 
+def test_spending_a_seen_loss() -> None:
+    """The greatest strength before the first that costs too much; never less than none, however little that costs."""
+    found = curve([0.52, 0.50, 0.49, 0.47, 0.49], [0.0, 0.1, 0.2, 0.3, 0.4])
+    found = replace(found, gamma=np.array([-1.0, 0.0, 0.1, 0.2, 0.3]))
+    spent = calibration.spend("stacking", found, max_seen_loss=0.02)
+    assert (spent.parameter, spent.seen_miou, spent.seen_miou_before) == (0.1, 0.49, 0.50)
+    assert calibration.spend("stacking", found, max_seen_loss=0.0).parameter == 0.0
+    assert calibration.spend("stacking", found, max_seen_loss=0.5).parameter == 0.0  # no strength costs so much
+    assert calibration.spend("apollonius", found, max_seen_loss=0.02).parameter == pytest.approx(math.exp(-0.1))
+
+
 def test_choice_without_a_pixel_of_a_hidden_class() -> None:
     """Where no hidden class was scored there is nothing to choose by."""
     nothing = replace(curve([0.5, 0.5], [0.1, 0.1]), unseen=np.full(2, np.nan), harmonic=np.full(2, np.nan))
@@ -188,7 +201,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_training_with_each_method(inputs: Path, tmp_path: Path, method: CalibrationName) -> None:
     """The model's weights are those without calibration; the calibration is in the artifact, twice the same bytes."""
-    config = replace(FROZEN, calibration=method)
+    config = replace(FROZEN, calibration=method, calibrate_on="val-classes")
     # of the methods only apollonius leaves the gate out by itself, and the gate is part of the weights
     run(inputs, tmp_path / "plain.h5", replace(FROZEN, gate=method != "apollonius"))
     run(inputs, tmp_path / "a.h5", config)
@@ -210,7 +223,14 @@ def loaded_params(path: Path) -> dict[str, Any]:
         return model.params
 
 
-@pytest.mark.parametrize("config", [FROZEN, QUICK], ids=["frozen", "fine-tuned"])
+CHOSEN = {
+    "frozen": replace(FROZEN, calibration="logit-adjustment", val_classes=("dog",)),
+    "fine-tuned": replace(QUICK, calibration="logit-adjustment", val_classes=("dog",)),
+    "by seen classes": replace(FROZEN, calibration="csls", calibrate_on="seen"),
+}
+
+
+@pytest.mark.parametrize("config", CHOSEN.values(), ids=CHOSEN)
 def test_no_unseen_label_reaches_the_calibration(inputs: Path, tmp_path: Path, config: Any) -> None:
     """Unseen classes redrawn as each other in the label maps change nothing of the calibration."""
     swapped = {name: tuple({3: 4, 4: 3}.get(one, one) for one in ids) for name, ids in QUARTERS.items()}
@@ -218,7 +238,7 @@ def test_no_unseen_label_reaches_the_calibration(inputs: Path, tmp_path: Path, c
     redraw(other, swapped)
     found = []
     for place, where in enumerate((inputs, other)):
-        run(where, tmp_path / f"{place}.h5", replace(config, calibration="logit-adjustment", val_classes=("dog",)))
+        run(where, tmp_path / f"{place}.h5", config)
         with open_artifact(tmp_path / f"{place}.h5", "model") as model:
             found.append((model.array("calibration_bias").tolist(), model.params["calibration_choice"]))
     assert found[0] == found[1]
@@ -269,7 +289,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Interrupted after the probe, a run goes on without a second probe and ends in the same bytes."""
-    config = replace(FROZEN, calibration="csls", checkpoint_every=0.0)
+    config = replace(FROZEN, calibration="csls", calibrate_on="val-classes", checkpoint_every=0.0)
     run(inputs, tmp_path / "whole.h5", config)
     step = train._step
 
@@ -300,7 +320,7 @@ def test_an_interrupted_probe_leaves_nothing(inputs: Path, tmp_path: Path, monke
 
     monkeypatch.setattr(train, "_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="stacking"))
+        run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="stacking", calibrate_on="val-classes"))
     assert not (tmp_path / "a.h5").exists()
 
 
@@ -313,6 +333,49 @@ def test_wrong_validation_classes(inputs: Path, tmp_path: Path) -> None:
         run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="csls", val_classes=("cat", "dog")))
     with pytest.raises(SettingError, match="--calibration"):
         run(inputs, tmp_path / "a.h5", replace(FROZEN, val_classes=("cat",)))
+
+
+def test_calibrating_on_seen_classes_refuses_what_it_cannot_do(inputs: Path, tmp_path: Path) -> None:
+    """Validation classes, and methods that take nothing off seen scores, go with the probe."""
+    on_seen = replace(FROZEN, calibrate_on="seen")
+    with pytest.raises(SettingError, match="leave out one of the two"):
+        run(inputs, tmp_path / "a.h5", replace(on_seen, calibration="csls", val_classes=("dog",)))
+    with pytest.raises(SettingError, match="inverted-softmax takes off nothing; use --calibrate-on val-classes"):
+        run(inputs, tmp_path / "a.h5", replace(on_seen, calibration="inverted-softmax"))
+
+
+@pytest.mark.parametrize("method", ["stacking", "csls", "apollonius"])
+def test_what_seen_classes_lose_is_what_was_allowed(inputs: Path, tmp_path: Path, method: CalibrationName) -> None:
+    """Counted anew from label maps, training photos lose at most the bound to unseen classes."""
+    config = replace(FROZEN, epochs=8, calibration=method, calibrate_on="seen", max_seen_loss=0.1)
+    run(inputs, tmp_path / "a.h5", config)
+    run(inputs, tmp_path / "b.h5", config)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    choice = loaded_params(tmp_path / "a.h5")["calibration_choice"]
+    model = load_model(tmp_path / "a.h5", device="cpu")
+    assert model.calibration is not None
+    assert choice["validation_classes"] == []
+    before = replace(model.calibration, bias=model.calibration.bias * 0, scale=model.calibration.scale * 0 + 1)
+    if method == "csls":  # its neutral form has the bias of the bank
+        seen = np.isin(np.arange(len(model.names)), model.seen)
+        before = replace(model.calibration, bias=model.calibration.bias + np.float32(choice["parameter"]) * seen)
+    found = [seen_miou(inputs, replace(model, calibration=each)) for each in (before, model.calibration)]
+    assert found == pytest.approx([choice["seen_miou_before"], choice["seen_miou"]], abs=1e-3)
+    assert 0 <= found[0] - found[1] <= 0.1
+    assert found[0] > 0.2  # the model knows something to lose
+
+
+def seen_miou(inputs: Path, model: Any) -> float:
+    """Return mIoU over the seen classes on the training photos, unseen pixels void."""
+    matrix = np.zeros((len(model.names),) * 2, dtype=np.int64)
+    with open_artifact(inputs / "data.h5", "data") as data, open_artifact(inputs / "split.h5", "split") as split:
+        for index in split.array("train").tolist():
+            truth = decode_label_map(data.bytes_at("label_maps", index), "truth")
+            truth = np.where(np.isin(truth, model.unseen), np.uint8(255), truth)
+            grid = score_image(model, read_image(data, index), max_side=1024)
+            predicted = label_map(grid, model.calibration)
+            matrix += metrics.confusion(truth, predicted, len(model.names))
+    return metrics.score(matrix, seen=list(model.seen), unseen=list(model.unseen)).seen_miou
 
 
 def test_where_nothing_can_be_calibrated(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -111,8 +111,8 @@ class Choice:
 
     Attributes:
         parameter: γ, β, τ or σ.
-        seen_miou: mIoU over the classes that the probe was trained on.
-        hidden_miou: mIoU over the classes that were hidden from it.
+        seen_miou: mIoU over the classes that the scored model was trained on.
+        hidden_miou: mIoU over the seen classes that were hidden from it; NaN where none were.
         harmonic_miou: Their harmonic mean.
         seen_miou_before: The first without calibration.
     """
@@ -245,6 +245,23 @@ def choose(
     allowed = [point for point in known if point[1] >= seen_miou_before - max_seen_loss]
     best = max(allowed, key=lambda point: point[3]) if allowed else max(known, key=lambda point: point[1])
     return Choice(*best, seen_miou_before=seen_miou_before)
+
+
+def spend(method: CalibrationName, curve: Curve, *, max_seen_loss: float) -> Choice:
+    """Choose the greatest strength at which unseen classes take no more than so much mIoU from the seen ones.
+
+    Args:
+        method: One whose candidates are the points of a curve, so not one of `GRIDS`.
+        curve: Of the seen classes against the unseen ones, scored where only seen classes have labels.
+        max_seen_loss: By how much the seen mIoU may fall below that without calibration, on the way to the strength
+            as well as there. A model whose unseen classes never cost so much stays uncalibrated.
+    """
+    stronger = np.flatnonzero(curve.gamma >= curve.gamma[curve.zero])
+    before = float(curve.seen[curve.zero])
+    over = np.flatnonzero(before - curve.seen[stronger] > max_seen_loss)
+    place = int(stronger[over[0] - 1]) if len(over) else curve.zero
+    nan = float("nan")
+    return Choice(_shifted(method, curve.gamma[place]), float(curve.seen[place]), nan, nan, seen_miou_before=before)
 
 
 def _points(method: CalibrationName, value: float, curve: Curve) -> list[tuple[float, float, float, float]]:

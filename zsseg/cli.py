@@ -32,6 +32,7 @@ from zsseg.config import (
     VECTOR_FILES,
     Anchors,
     Calibrated,
+    CalibrateOn,
     CalibrationChoice,
     DenseFeatures,
     Device,
@@ -462,21 +463,25 @@ def train(
     ] = TrainConfig.weighting,
     calibration: Annotated[
         CalibrationChoice,
-        typer.Option(
-            help="What is done to the scores in favour of unseen classes, docs/calibration.md. Trains a second model "
-            "first, to choose its strength on seen classes."
-        ),
+        typer.Option(help="What is done to the scores in favour of unseen classes, docs/calibration.md."),
     ] = TrainConfig.calibration,
+    calibrate_on: Annotated[
+        CalibrateOn,
+        typer.Option(
+            help="Choose its strength by what seen classes lose, or on seen classes that a second model, trained "
+            "first, never sees; auto: on these if --val-classes names them."
+        ),
+    ] = TrainConfig.calibrate_on,
     val_classes: Annotated[
         str | None,
         typer.Option(
             metavar="A,B,...",
-            help="Seen classes to choose the calibration's strength on.",
+            help="Seen classes to choose the calibration's strength on, hidden from the second model.",
             show_default="chosen by their word vectors",
         ),
     ] = None,
     max_seen_loss: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost on them.")
+        float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost.")
     ] = TrainConfig.max_seen_loss,
     self_train: Annotated[
         SelfTrain,
@@ -541,7 +546,7 @@ def train(
     config = TrainConfig(
         model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
         precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
-        _listed(val_classes), max_seen_loss, self_train, rounds, gate, anchors,
+        calibrate_on, _listed(val_classes), max_seen_loss, self_train, rounds, gate, anchors,
     )  # fmt: skip
     given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
     if resume:

@@ -1,9 +1,15 @@
-"""Choose a calibration's parameter on seen classes that a model of its own, the probe, has never been shown.
+"""Choose a calibration's parameter from training photos and seen labels.
 
-`train` hides the validation classes as it hides the unseen ones, trains the probe on the rest, and asks here which
-parameter gives the best harmonic mIoU of the two kinds on training photos kept aside from the probe. The labels of the
-validation classes are known, for they are seen classes; those of unseen classes stay void, and unseen classes do not
-compete. The model itself is then trained on all seen classes, and takes the parameter over.
+Two ways (docs/calibration.md has what each gave):
+    seen         `spend_seen_loss`: the greatest strength at which unseen classes take no more than a set amount of mIoU
+                 from the seen ones, of the trained model itself. What is asked is only how much the seen classes lose,
+                 so no class has to be hidden, and nothing has to carry over from some classes to others.
+    val-classes  `choose_parameter`: on seen classes that a model of its own, the probe, has never been shown.
+
+For the second, `train` hides the validation classes as it hides the unseen ones, trains the probe on the rest, and
+asks here which parameter gives the best harmonic mIoU of the two kinds on training photos kept aside from the probe.
+The labels of the validation classes are known, for they are seen classes; those of unseen classes stay void, and unseen
+classes do not compete. The model itself is then trained on all seen classes, and takes the parameter over.
 
 Which classes to hide is decided by class vectors, by names, and by how many photos show a seen class: no unseen label
 is read. What a method looks at besides (`Evidence`) comes from training photos: pixels drawn without a label for
@@ -176,7 +182,15 @@ def choose_parameter(
     """
     evidence = gather_evidence(method, model, data, plan.rest, seed=seed)
     tried = calibration.candidates(method, evidence)
-    before, *curves = measure(model, data, plan, [calibration.none(len(model.names)), *tried], progress=progress)
+    before, *curves = measure(
+        model,
+        data,
+        plan.photos,
+        [calibration.none(len(model.names)), *tried],
+        rivals=plan.hidden,
+        void=[index for index in model.unseen if index not in plan.hidden],
+        progress=progress,
+    )
     choice = calibration.choose(
         method,
         [(each.parameter, found) for each, found in zip(tried, curves, strict=True)],
@@ -186,31 +200,85 @@ def choose_parameter(
     return record(choice, top2=tried[0].top2, names=[model.names[index] for index in plan.hidden], plan=plan)
 
 
+def spend_seen_loss(
+    method: CalibrationName,
+    model: Model,
+    data: Artifact,
+    train: NDArray[np.int64],
+    *,
+    max_seen_loss: float,
+    seed: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Return the greatest strength that costs the seen classes so much, as the model artifact records it.
+
+    Seen and unseen classes compete; what the pixels of unseen classes are called counts for nothing, they are void.
+
+    Args:
+        method: One whose strength is a point of the curve, so not one of `calibration.GRIDS`.
+        model: The trained model.
+        data: An open data artifact.
+        train: Indices of the training photos, of which at most `PHOTOS` are scored.
+        max_seen_loss: By how much mIoU over the seen classes may fall.
+        seed: Of the bank, and of which photos are scored.
+        progress: Told of each photo.
+    """
+    evidence = gather_evidence(method, model, data, train.tolist(), seed=seed)
+    photos = np.sort(np.random.default_rng([seed, len(train)]).permutation(train)[:PHOTOS]).tolist()
+    neutral = calibration.build(method, calibration.neutral(method), evidence)
+    (found,) = measure(model, data, photos, [neutral], rivals=model.unseen, void=model.unseen, progress=progress)
+    choice = calibration.spend(method, found, max_seen_loss=max_seen_loss)
+    return {
+        "parameter": choice.parameter,
+        "seen_miou": choice.seen_miou,
+        "seen_miou_before": choice.seen_miou_before,
+        "top2": neutral.top2,
+        "validation_classes": [],
+        "photos": len(photos),
+    }
+
+
 def record(choice: Choice, *, top2: bool, names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Return what the model artifact says of a choice: plain JSON values."""
     return {**asdict(choice), "top2": top2, "validation_classes": list(names), "photos": len(plan.photos)}
 
 
 def measure(
-    model: Model, data: Artifact, plan: Plan, calibrations: Sequence[Calibration], *, progress: Progress
+    model: Model,
+    data: Artifact,
+    photos: Sequence[int],
+    calibrations: Sequence[Calibration],
+    *,
+    rivals: Sequence[int],
+    void: Sequence[int],
+    progress: Progress,
 ) -> list[Curve]:
-    """Return the curve of seen against hidden classes under each calibration, from one pass over the photos."""
+    """Return the curve of seen classes against others under each calibration, from one pass over the photos.
+
+    Args:
+        model: What scores.
+        data: An open data artifact.
+        photos: Indices of training photos.
+        calibrations: Each gives a curve.
+        rivals: Ids of the classes that compete with the model's seen ones.
+        void: Ids of the classes whose labels are hidden.
+        progress: Told of each photo.
+    """
     classes = len(model.names)
-    unseen = [index for index in model.unseen if index not in plan.hidden]
     vectors = np.zeros((1, 1), np.float32) if model.vectors is None else model.vectors.cpu().numpy()
     units = [1.0 if each.on_distances else gap_unit(vectors) for each in calibrations]
     counts = [np.zeros((4, classes, BINS), dtype=np.int64) for _ in calibrations]
     pixels = np.zeros(classes, dtype=np.int64)
-    for index in progress.track(plan.photos, "choosing the calibration", len(plan.photos)):
+    for index in progress.track(photos, "choosing the calibration", len(photos)):
         image = read_image(data, index)
-        truth = training_labels(data, index, unseen, image.shape[:2])
+        truth = training_labels(data, index, void, image.shape[:2])
         grid = score_image(model, image, max_side=PredictConfig.max_side)
         pixels += np.bincount(truth[truth != VOID], minlength=classes)
         for each, unit, total in zip(calibrations, units, counts, strict=True):
-            found = contest(grid, each, model.seen, plan.hidden)
+            found = contest(grid, each, model.seen, rivals)
             total += count_gaps(truth, found.seen, found.unseen, gap_bins(found.gap, unit), classes=classes)
     return [
-        seen_unseen_curve(total, gap_edges(unit), pixels, seen=model.seen, unseen=plan.hidden)
+        seen_unseen_curve(total, gap_edges(unit), pixels, seen=model.seen, unseen=rivals)
         for total, unit in zip(counts, units, strict=True)
     ]
 

@@ -151,13 +151,14 @@ def _calibrated(settings: dict[str, Any]) -> list[Text]:
     choice = settings.get("calibration_choice")
     if choice is None:
         return []
-    return [
-        Text(
-            f"calibration {settings['calibration']}, parameter {choice['parameter']:.3g}: in a probe that never saw "
-            f"{', '.join(choice['validation_classes'])}, mIoU of these {choice['hidden_miou']:.3f}, of its seen "
-            f"classes {choice['seen_miou_before']:.3f} → {choice['seen_miou']:.3f}"
-        )
-    ]
+    seen = f"{choice['seen_miou_before']:.3f} → {choice['seen_miou']:.3f}"
+    if choice["validation_classes"]:
+        names = ", ".join(choice["validation_classes"])
+        hidden = f"mIoU of these {choice['hidden_miou']:.3f}"
+        how = f"in a probe that never saw {names}, {hidden}, of its seen classes {seen}"
+    else:
+        how = f"mIoU of seen classes on {choice['photos']} training photos {seen}"
+    return [Text(f"calibration {settings['calibration']}, parameter {choice['parameter']:.3g}: {how}")]
 
 
 def _pseudo_labelled(settings: dict[str, Any]) -> list[Text]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zsseg import losses, probe, wordnet
+from zsseg import calibration, losses, probe, wordnet
 from zsseg.artifacts import Artifact, open_artifact, same_names
 from zsseg.config import CalibrationName, Precision, TrainConfig
 from zsseg.dataset import NO_PSEUDO
@@ -177,18 +177,31 @@ def _plan(
     vectors: NDArray[np.float32] | None,
     unseen: NDArray[np.int64],
 ) -> tuple[TrainConfig, probe.Plan | None]:
-    """Return what the probe does without; where --calibration auto finds too little, the settings without one."""
+    """Return the settings with a calibration that is no longer "auto", and what the probe does without, if any.
+
+    Raises:
+        SettingError: The method cannot be chosen on seen classes alone.
+        TrainingError: No class can be hidden.
+    """
     if config.calibration == "none" or vectors is None:
         return config, None
     wanted: CalibrationName = "stacking" if config.calibration == "auto" else config.calibration
-    try:
-        plan = probe.make_plan(data, train, vectors, unseen.tolist(), wanted=config.val_classes, seed=config.seed)
-    except TrainingError as error:
-        if config.calibration != "auto":
-            raise
-        log.info("no calibration: %s", error)
-        return replace(config, calibration="none"), None
-    return replace(config, calibration=wanted), plan
+    chosen_on = config.calibrate_on
+    if chosen_on == "auto":
+        chosen_on = "val-classes" if config.val_classes or wanted in calibration.GRIDS else "seen"
+    config = replace(config, calibration=wanted, calibrate_on=chosen_on)
+    if chosen_on == "val-classes":
+        return config, probe.make_plan(
+            data, train, vectors, unseen.tolist(), wanted=config.val_classes, seed=config.seed
+        )
+    if config.val_classes:
+        raise SettingError("--val-classes: serve --calibrate-on val-classes; leave out one of the two options")
+    if wanted in calibration.GRIDS:
+        raise SettingError(
+            f"--calibrate-on seen: chooses how much is taken off the seen scores, and {wanted} takes off nothing; "
+            "use --calibrate-on val-classes"
+        )
+    return config, None
 
 
 def _needed_calibration(
@@ -199,6 +212,8 @@ def _needed_calibration(
         if config.val_classes:
             raise SettingError("--val-classes: serve to choose a calibration's parameter; name one with --calibration")
         return config
+    if config.calibration == "auto" and config.self_train == "void":
+        return replace(config, calibration="none")  # with unseen pixels labelled, no class has to be favoured
     if vectors is not None and len(unseen):
         return config
     reason = "no class is unseen" if vectors is not None else "a softmax model predicts no unseen class"

@@ -1,7 +1,8 @@
 """`zsseg train`: fit a visual model to class vectors (or to the softmax baseline), and write model.h5.
 
-With a calibration, a probe is trained first, from which some seen classes are hidden, too; what it says of the
-calibration's parameter goes into the model (`probe`). An interrupt during the probe leaves nothing behind.
+With a calibration, its parameter is chosen at the end, by what it costs the seen classes (`probe`). Or, where
+validation classes are asked for, a probe is trained first from which these are hidden, too; what it says of the
+parameter goes into the model. An interrupt during the probe leaves nothing behind.
 
 With self-training (`selftrain`, transductive) the model so far described is only the first: its pseudo-labels of unseen
 classes join the seen labels, and a new model is trained on both from the start, `rounds` times. An interrupt before the
@@ -127,7 +128,7 @@ def train(
         state = checkpoint.resume(task, out) if resume else initial_state(task)
         features = features or Features()
         cache = features.of(task, state.net, out.parent, progress) if task.config.frozen else None
-        if task.config.calibration != "none" and state.calibration_choice is None:
+        if task.plan is not None and state.calibration_choice is None:
             state.calibration_choice = _choose_calibration(task, cache, progress)
         if task.config.self_train != "none" and task.pseudo is None:
             task = _self_train(task, state, cache, progress)
@@ -213,7 +214,7 @@ def _self_train(task: Task, first: State, cache: FeatureCache | None, progress: 
 
 
 def _pseudo_labels(task: Task, teacher: State, progress: Progress) -> PseudoLabels:
-    chosen = _calibration(task, teacher)
+    chosen = _calibration(task, teacher, progress)
     set_mode(teacher.net, training=False)
     model = replace(as_model(task, teacher.net), calibration=chosen)
     with open_artifact(task.data, "data", verify=False) as data:
@@ -231,20 +232,29 @@ def _pseudo_labels(task: Task, teacher: State, progress: Progress) -> PseudoLabe
     return pseudo
 
 
-def _calibration(task: Task, state: State) -> Calibration | None:
-    """Return the finished model's calibration, from what the probe said and the model's own scores.
+def _calibration(task: Task, state: State, progress: Progress) -> Calibration | None:
+    """Return the finished model's calibration, from what the probe said or its seen classes lose, and its own scores.
 
     One that was self-trained on void pixels has none: the strength was chosen for a model that never saw the unseen
     classes, and would favour them twice.
     """
     self_trained = task.pseudo is not None and task.config.self_train == "void"
-    if state.calibration_choice is None or self_trained:
+    if task.calibration == "none" or self_trained:
         return None
     set_mode(state.net, training=False)
+    model, seed = as_model(task, state.net), task.config.seed
     with open_artifact(task.data, "data", verify=False) as data:
-        evidence = probe.gather_evidence(
-            task.calibration, as_model(task, state.net), data, task.train.tolist(), seed=task.config.seed
-        )
+        if state.calibration_choice is None:
+            state.calibration_choice = probe.spend_seen_loss(
+                task.calibration,
+                model,
+                data,
+                task.train,
+                max_seen_loss=task.config.max_seen_loss,
+                seed=seed,
+                progress=progress,
+            )
+        evidence = probe.gather_evidence(task.calibration, model, data, task.train.tolist(), seed=seed)
     set_mode(state.net, training=True)
     return calibration.build(task.calibration, state.calibration_choice["parameter"], evidence)
 
@@ -290,7 +300,7 @@ def _run(
                 saved = time.monotonic()
         if out:
             finished = state.step == task.total_steps
-            checkpoint.save(task, state, out, _calibration(task, state) if finished else None)
+            checkpoint.save(task, state, out, _calibration(task, state, progress) if finished else None)
     return state.step == task.total_steps
 
 
