@@ -88,7 +88,7 @@ def test_a_resume_leaves_what_is_finished_and_trains_what_is_missing(tmp_path: P
     write_model(tmp_path / "model.h5")
     write_model(tmp_path / "model-seed1.h5", finished=False, seed=1)
     runs = plan(tmp_path / "model.h5", (0, 1, 2), resume=True)
-    assert [(each.seed, each.resume) for each in runs] == [(1, True), (2, False)]
+    assert [(each.seed, each.resume) for each in runs] == [(1, True), (2, True)]
     (tmp_path / "model-seed1.h5").unlink()
     write_model(tmp_path / "model-seed1.h5", seed=1)
     with pytest.raises(ArtifactError, match=r"model\.h5 and its 1 further seeds: are finished.*--force"):
