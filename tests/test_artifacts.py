@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from zsseg import artifacts
-from zsseg.artifacts import Writer, check_output, create, kind_of, open_artifact, same_names
+from zsseg.artifacts import Writer, check_output, claim, create, kind_of, open_artifact, same_names
 from zsseg.errors import ArtifactError, DataError
 from zsseg.schema import SCHEMA, SCHEMA_VERSION, Field, Kind
 
@@ -127,12 +127,13 @@ def test_identical_bytes(tmp_path: Path) -> None:
 def test_appended_equals_put(tmp_path: Path) -> None:
     """Rows that are appended one by one have the digest of the field that is put whole."""
     values = all_values("predictions")
+    optional = tuple(name for name, field in SCHEMA["predictions"].items() if field.optional)
     with create(tmp_path / "b.h5", "predictions", params=PARAMS, inputs=INPUTS) as writer:
         writer.put("names", values["names"])
         for name in ("ids", "sources", "label_maps", "areas", "mean_scores"):
             for row in values[name]:
                 writer.append(name, row)
-    write(tmp_path / "a.h5", "predictions")
+    write(tmp_path / "a.h5", "predictions", without=optional)
     with (
         open_artifact(tmp_path / "a.h5", "predictions") as whole,
         open_artifact(tmp_path / "b.h5", "predictions") as rows,
@@ -169,14 +170,16 @@ def test_existing_output(tmp_path: Path) -> None:
 
 
 def test_output_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder as output, a file as folder, and a folder that cannot be written are refused; others are made."""
+    """A folder as output, a file as folder, and a folder that cannot be written are refused; nothing is made yet."""
     with pytest.raises(ArtifactError, match="is a folder, expected a file name"):
         check_output(tmp_path, force=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=r"file/below: cannot make this folder \(.*directory"):
+    with pytest.raises(ArtifactError, match=r"file/below: cannot make this folder \(.*file is a file\)"):
         check_output(tmp_path / "file" / "below" / "a.h5", force=False)
     check_output(tmp_path / "new" / "deep" / "a.h5", force=False)
-    assert (tmp_path / "new" / "deep").is_dir()
+    assert not (tmp_path / "new").exists()
+    write(tmp_path / "new" / "deep" / "a.h5", "split")
+    assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["a.h5"]
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ArtifactError, match=r"cannot write in this folder; choose another with --workspace or --out"):
         write(tmp_path / "a.h5", "split")
@@ -526,22 +529,82 @@ def test_full_disk(tmp_path: Path) -> None:
 
 
 def test_leftovers(tmp_path: Path) -> None:
-    """What a killed process left behind goes with the next write; what a living one writes stays."""
-    done = subprocess.Popen([sys.executable, "-c", ""])
-    done.wait()
-    dead = tmp_path / f".a[1].h5.{done.pid}.tmp"
-    absurd = tmp_path / f".a[1].h5.{'9' * 40}.tmp"
-    kept = [
-        tmp_path / f".a[1].h5.{os.getppid()}.tmp",
-        tmp_path / f".other.h5.{done.pid}.tmp",
-        tmp_path / ".a[1].h5.notes.tmp",
-        tmp_path / ".a[1].h5.².tmp",
-        tmp_path / ".a[1].h5..tmp",
-    ]
-    for path in (dead, absurd, *kept):
+    """What a killed process left behind goes with the next write of that output; anything else stays."""
+    dead = [tmp_path / ".a[1].h5.tmp", tmp_path / ".a[1].h5.lock"]
+    kept = [tmp_path / ".other.h5.tmp", tmp_path / ".a[1].h5.x.tmp", tmp_path / ".a1.h5.tmp"]
+    for path in (*dead, *kept):
         path.write_text("half")
     path = write(tmp_path / "a[1].h5", "split")
     assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    """While a process writes an output, a second one is refused in a line, and can write when the first is gone."""
+    path = write(tmp_path / "a.h5", "split")
+    with subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"writing\n"
+        before = set(tmp_path.iterdir())
+        for attempt in (lambda: write(path, "split", force=True), lambda: artifacts.write_file(path, b"")):
+            with pytest.raises(ArtifactError, match=r"a\.h5: another zsseg command is writing it; wait") as caught:
+                attempt()
+            assert "\n" not in str(caught.value)
+        assert set(tmp_path.iterdir()) == before
+        writer.kill()
+    write(path, "split", force=True)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_output_that_appears_meanwhile(tmp_path: Path) -> None:
+    """What another command has written since this one began is not replaced without force."""
+    path = tmp_path / "a.h5"
+    check_output(path, force=False)
+    write(path, "split")
+    with pytest.raises(ArtifactError, match="exists already"), claim(path, force=False):
+        pytest.fail("claimed")
+
+
+DRAFTS = """
+import sys
+from pathlib import Path
+from zsseg.artifacts import drafts
+
+with drafts(Path(sys.argv[1]), "x") as folder:
+    (folder / "half.png").write_text("half")
+    print(folder.name, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_drafts(tmp_path: Path) -> None:
+    """A folder of drafts goes at its end; a killed process's goes with the next, a living one's stays."""
+    command = [sys.executable, "-c", DRAFTS, tmp_path]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
+        assert first.stdout is not None
+        assert second.stdout is not None
+        names = {first.stdout.readline().decode().strip(), second.stdout.readline().decode().strip()}
+        assert names == {".x.0.drafts", ".x.1.drafts"}
+        first.kill()
+        first.wait()
+        with artifacts.drafts(tmp_path, "x") as folder:
+            assert list(folder.iterdir()) == []
+            living = [path for path in tmp_path.glob(".x.*.drafts") if list(path.iterdir())]
+            assert len(living) == 1
+        assert list(tmp_path.glob(".x.*.drafts")) == living
+        second.communicate(b"\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_replaced_input(tmp_path: Path) -> None:
+    """A file that was read before and is another one now is refused by its digest."""
+    path = write(tmp_path / "a.h5", "split")
+    with open_artifact(path, "split") as first:
+        digest = first.digest
+    open_artifact(path, "split", verify=False, digest=digest).close()
+    write(path, "split", force=True, train=[5])
+    with pytest.raises(ArtifactError, match=r"a\.h5: was replaced while it was in use; run the command again"):
+        open_artifact(path, "split", verify=False, digest=digest)
 
 
 KILLED = """
@@ -566,7 +629,8 @@ def test_kill_in_mid_write(tmp_path: Path) -> None:
         assert writer.stdout.readline() == b"writing\n"
         writer.send_signal(signal.SIGKILL)
     assert path.read_bytes() == before
-    (leftover,) = set(tmp_path.iterdir()) - {path}
+    assert {each.name for each in tmp_path.iterdir()} == {"a.h5", ".a.h5.tmp", ".a.h5.lock"}
+    leftover = tmp_path / ".a.h5.tmp"
     leftover.rename(tmp_path / "half.h5")
     refused(tmp_path / "half.h5", "split", "not a readable HDF5 file|no finished")
     (tmp_path / "half.h5").rename(leftover)

@@ -310,18 +310,28 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(
     assert (tmp_path / "cut.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
 
-def test_an_interrupted_probe_leaves_nothing(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the probe is trained ends the command, and no model stands under the final name."""
-    step = train._step
+def test_an_interrupted_probe_goes_on(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the probe is trained ends the command without a model; a resume ends in the bytes of a whole run."""
+    config = replace(FROZEN, epochs=5, calibration="stacking", calibrate_on="val-classes")
+    step, steps = train._step, []
 
-    def interrupt(*words: Any, **rest: Any) -> None:
-        step(*words, **rest)
-        signal.raise_signal(signal.SIGINT)
+    def interrupt(task: Any, *words: Any, **rest: Any) -> None:
+        step(task, *words, **rest)
+        steps.append(len(task.seen))
+        if len(steps) == 1:
+            signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(train, "_step", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="stacking", calibrate_on="val-classes"))
-    assert not (tmp_path / "a.h5").exists()
+        run(inputs, tmp_path / "a.h5", config)
+    assert steps == [2]
+    assert [path.name for path in tmp_path.iterdir()] == [".a.h5.unfinished"]
+    run(inputs, tmp_path / "a.h5", config, resume=True)
+    resumed = steps.copy()
+    run(inputs, tmp_path / "b.h5", config)
+    assert steps == [*resumed, *resumed]
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"a.h5", "b.h5"}
 
 
 def test_wrong_validation_classes(inputs: Path, tmp_path: Path) -> None:

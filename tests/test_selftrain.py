@@ -425,10 +425,10 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path: Path, config: TrainConfig)
 
 
 @pytest.mark.parametrize("moment", ["training the model that makes", "pseudo-labels"])
-def test_an_interrupt_before_the_last_model_leaves_nothing(
+def test_an_interrupt_before_the_last_model(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, moment: str
 ) -> None:
-    """Ctrl-C during the first model or while it makes pseudo-labels says that the next run starts anew."""
+    """Ctrl-C during the first model or while it makes pseudo-labels writes no model; a resume goes on exactly."""
 
     class Interrupt:
         def track(self, items: Any, description: str, total: int) -> Any:  # noqa: ARG002
@@ -440,11 +440,15 @@ def test_an_interrupt_before_the_last_model_leaves_nothing(
         def status(self, text: str) -> None:
             pass
 
+    config = replace(VOID_ONLY, rounds=2)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(inputs, tmp_path / "a.h5", VOID_ONLY, progress=Interrupt())
+            run(inputs, tmp_path / "a.h5", config, progress=Interrupt())
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "interrupted before the self-trained model: nothing is saved" in caplog.text
-    assert not list(tmp_path.iterdir())
+    assert "interrupted before the self-trained model; go on with --resume" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [".a.h5.unfinished"]
+    run(inputs, tmp_path / "a.h5", config, resume=True)
+    run(inputs, tmp_path / "b.h5", config)
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import NAMES, SIDE, label_map, write_folder, zsseg
 
+from zsseg import checkpoint
 from zsseg.artifacts import create, open_artifact
 from zsseg.batches import FeatureCache
 from zsseg.checkpoint import recorded_config
@@ -568,10 +569,14 @@ def test_a_finished_model_has_nothing_to_resume(inputs: Path, tmp_path: Path) ->
     assert (tmp_path / "a.h5").read_bytes() == before
 
 
-def test_a_resume_without_a_model(inputs: Path, tmp_path: Path) -> None:
-    """`--resume` with no model.h5 says so, and names no option that does something else."""
-    with pytest.raises(ArtifactError, match=r"model\.h5: no such file"):
-        run(inputs, tmp_path / "model.h5", resume=True)
+def test_a_resume_without_a_model(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`--resume` where nothing was begun trains from the start, and says so."""
+    with caplog.at_level(logging.INFO, logger="zsseg.checkpoint"):
+        assert run(inputs, tmp_path / "model.h5", resume=True).finished
+    assert "model.h5: no unfinished model is there, training from the start" in caplog.text
+    run(inputs, tmp_path / "other.h5")
+    assert (tmp_path / "model.h5").read_bytes() == (tmp_path / "other.h5").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.h5", "other.h5"}
 
 
 def test_the_model_is_written_now_and_then(inputs: Path, tmp_path: Path) -> None:
@@ -594,6 +599,51 @@ def test_the_model_is_written_now_and_then(inputs: Path, tmp_path: Path) -> None
         logger.removeHandler(handler)
         logger.setLevel(level)
     assert found == [1, 3]
+
+
+def test_checkpoints_by_steps(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --checkpoint-steps the unfinished model is written at its multiples, but not when the run is over anyway."""
+    written = []
+    save = checkpoint.Journal.save
+
+    def spy(self: Any, stage: str, state: Any, *rest: Any) -> None:
+        written.append((stage, state.step))
+        save(self, stage, state, *rest)
+
+    monkeypatch.setattr(checkpoint.Journal, "save", spy)
+    run(inputs, tmp_path / "a.h5", replace(FROZEN, epochs=4, checkpoint_steps=3))
+    assert written == [("model", 3), ("model", 6), ("model", 8)]
+
+
+def test_data_that_is_replaced_in_mid_run(tmp_path: Path) -> None:
+    """Training does not go on with other photos than it began with, nor with missing ones; the old model stays."""
+    for change, message in ((lambda path: path.unlink(), "no such file"), (other_data, "was replaced while it was")):
+        space = workspace(tmp_path / message[:2])
+        (space / "model.h5").write_text("mine")
+        gone = [False]
+
+        class Change(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                if record.getMessage().startswith("epoch 1/") and not gone[0]:  # noqa: B023
+                    gone[0] = True  # noqa: B023
+                    change(space / "data.h5")  # noqa: B023
+
+        logger = logging.getLogger("zsseg.train")
+        handler, level = Change(), logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            with pytest.raises(ArtifactError, match=rf"data\.h5: {message}"):
+                run(space, space / "model.h5", FROZEN, force=True)
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+        assert (space / "model.h5").read_text() == "mine"
+
+
+def other_data(path: Path) -> None:
+    """Replace a data artifact by one of fewer photos."""
+    fetch_data(path, FetchConfig("folder", limit=3), root=path.parent / "set", force=True)
 
 
 # --- other models -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """Create, open, check and digest the HDF5 artifacts. The only importer of h5py.
 
-An artifact is written under a temporary sibling name, its root attributes last, and then renamed, so that a
-killed command leaves the old file whole and no half file under the final name. Every artifact carries
+An artifact is written under a hidden sibling name, its root attributes last, forced to the disk, and then renamed, so
+that a killed command leaves the old file whole and no half file under the final name. A hidden lock file beside it
+keeps a second command from writing the same output; the system frees the lock of a dead process, so whatever hidden
+file lies beside a free lock was left behind, and the next command that writes the output removes it. Every artifact
+carries
 `kind`, `schema`, `zsseg`, `params` (JSON), `inputs` (JSON, kind -> digest) and `digest`: SHA-256 over all the
 others and over every field in schema order. Nothing in a file is ever executed or unpickled, and a file that was
 crafted to confuse is refused like a damaged one: no link, filter, virtual or undeclared size is followed.
@@ -10,11 +13,14 @@ crafted to confuse is refused like a damaged one: no link, filter, virtual or un
 from __future__ import annotations
 
 import contextlib
-import glob
+import errno
+import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +36,7 @@ from zsseg.schema import SCHEMA, SCHEMA_VERSION, Field, Kind
 ATTRIBUTES = ("kind", "schema", "zsseg", "params", "inputs", "digest")
 MADE_BY: dict[str, str] = {
     "data": "fetch-data", "labels": "embed-labels", "split": "make-split",
-    "model": "train", "scores": "eval", "predictions": "predict",
+    "model": "train", "scores": "eval", "predictions": "predict", "features": "train",
 }  # fmt: skip
 _H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError)
 
@@ -166,28 +172,142 @@ class Artifact:
 
 
 def check_output(path: Path, *, force: bool) -> None:
-    """Refuse an output before any work is done for it.
+    """Refuse an output before any work is done for it. Makes nothing, not even its folder.
 
     Raises:
-        ArtifactError: The file exists and `force` is false, it is a folder, or its folder cannot be written.
+        ArtifactError: The file exists and `force` is false, it is a folder, or its folder cannot be written or made.
     """
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder, expected a file name; choose another with --out")
     if path.exists() and not force:
         raise ArtifactError(f"{path}: exists already; add --force to replace it, or choose another with --out")
-    folder = path.parent
+    folder = next(each for each in path.absolute().parents if each.exists())
     if not folder.is_dir():
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise ArtifactError(f"{folder}: cannot make this folder ({error.strerror or error})") from error
+        raise ArtifactError(f"{path.parent}: cannot make this folder ({folder} is a file); choose another with --out")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ArtifactError(f"{folder}: cannot write in this folder; choose another with --workspace or --out")
 
 
+def beside(path: Path, purpose: str) -> Path:
+    """Return the hidden file of this purpose that belongs to an output: `.model.h5.lock` beside `model.h5`."""
+    return path.with_name(f".{path.name}.{purpose}")
+
+
+@contextlib.contextmanager
+def claim(path: Path, *, force: bool) -> Iterator[None]:
+    """Check an output, make its folder, and keep every other command from writing it while this one works on it.
+
+    Args:
+        path: The output.
+        force: Whether an existing file may be replaced.
+
+    Raises:
+        ArtifactError: The output is refused (see `check_output`), or another command is writing it.
+    """
+    check_output(path, force=force)
+    with locked(path):
+        check_output(path, force=force)  # another command may have written it just now
+        beside(path, "tmp").unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of an output, or of a folder of drafts; not to be nested for one path.
+
+    Raises:
+        ArtifactError: Another process holds it, or the folder cannot be made or written.
+    """
+    lock = beside(path, "lock")
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _acquire(lock)
+    except OSError as error:
+        raise ArtifactError(
+            f"{lock.parent}: cannot write in this folder ({error.strerror or error}); choose another place with --out"
+        ) from error
+    if descriptor is None:
+        raise ArtifactError(
+            f"{path}: another zsseg command is writing it; wait until that has ended, or choose another output"
+        )
+    try:
+        yield
+    finally:
+        _release(lock, descriptor)
+
+
+def _acquire(lock: Path) -> int | None:
+    """Return a descriptor that holds the lock, or None where another process does.
+
+    The lock belongs to the process: it ends with it, however it ends, and worker processes do not inherit it.
+    """
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                return None
+            return descriptor  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(lock.stat(), os.fstat(descriptor)):
+                return descriptor
+        os.close(descriptor)  # its former holder removed the file in between
+
+
+def _release(lock: Path, descriptor: int) -> None:
+    lock.unlink(missing_ok=True)  # while the lock is held, or it could be another's file
+    os.close(descriptor)
+
+
+@contextlib.contextmanager
+def drafts(folder: Path, name: str) -> Iterator[Path]:
+    """Yield an empty hidden folder for files that are not finished yet; it goes at the end.
+
+    Those that killed processes left in `folder` are removed first; one that another living process uses stays. A
+    process has one at a time.
+
+    Args:
+        folder: Where it is made; must exist.
+        name: Part of its name, the same for all of one purpose.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    own: tuple[Path, int] | None = None
+    for number in itertools.count():
+        path = folder / f".{name}.{number}.drafts"
+        lock = beside(path, "lock")
+        if own is not None and not (path.exists() or lock.exists()):
+            break
+        descriptor = _acquire(lock)
+        if descriptor is None:  # alive
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        if own is None:
+            own = path, descriptor
+        else:
+            _release(lock, descriptor)
+    assert own is not None
+    path, descriptor = own
+    try:
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _release(beside(path, "lock"), descriptor)
+
+
 @contextlib.contextmanager
 def create(
-    path: Path, kind: Kind, *, params: Mapping[str, Any], inputs: Mapping[str, str], force: bool = False
+    path: Path,
+    kind: Kind,
+    *,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    force: bool = False,
+    claimed: bool = False,
 ) -> Iterator[Writer]:
     """Write an artifact: yield a `Writer`, then check, digest and rename. On any exception nothing changes.
 
@@ -197,29 +317,40 @@ def create(
         params: Settings to record; must survive JSON and hold no path, time or host name.
         inputs: Digest of each artifact that this one was made from.
         force: Whether an existing file may be replaced.
+        claimed: The caller holds the claim of the output already.
 
     Raises:
-        ArtifactError: The output is refused (see `check_output`) or cannot be written.
+        ArtifactError: The output is refused (see `claim`) or cannot be written.
     """
-    check_output(path, force=force)
-    _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with _Disk(temporary, "w+") as disk:
-            try:
-                with h5py.File(disk, "w") as file:
-                    yield Writer(file, kind, disk)
-                    _finish(file, kind, path, params=params, inputs=inputs)
-            finally:
-                disk.check()  # whatever else went wrong after a failed write, that is the reason
-            os.fsync(disk.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: could not be written ({_line(error)}); free some space or choose another place with --out"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = beside(path, "tmp")
+    with contextlib.nullcontext() if claimed else claim(path, force=force):
+        try:
+            with _Disk(temporary, "w+") as disk:
+                try:
+                    with h5py.File(disk, "w") as file:
+                        yield Writer(file, kind, disk)
+                        _finish(file, kind, path, params=params, inputs=inputs)
+                finally:
+                    disk.check()  # whatever else went wrong after a failed write, that is the reason
+                os.fsync(disk.fileno())
+            _publish(temporary, path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: could not be written ({_line(error)}); free some space or choose another place with --out"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Give a file that is on the disk its final name, and have that on the disk, too."""
+    temporary.replace(path)
+    with contextlib.suppress(OSError):  # some file systems cannot
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _finish(file: h5py.File, kind: Kind, path: Path, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
@@ -234,33 +365,38 @@ def _finish(file: h5py.File, kind: Kind, path: Path, *, params: Mapping[str, Any
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a plain file (a picture, a JSON) the way artifacts are written: a temporary sibling, then a rename.
+    """Write a plain file (a picture, a JSON) the way artifacts are written, and replace one that is there.
 
     Raises:
-        ArtifactError: It cannot be written.
+        ArtifactError: It cannot be written, or another command is writing it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        raise ArtifactError(
-            f"{path}: could not be written ({error}); free some space or choose another place"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = beside(path, "tmp")
+    with locked(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            _publish(temporary, path)
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: could not be written ({error}); free some space or choose another place"
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
-def open_artifact(path: Path, kind: Kind, *, verify: bool = True) -> Artifact:
+def open_artifact(path: Path, kind: Kind, *, verify: bool = True, digest: str | None = None) -> Artifact:
     """Open an artifact and check that it is what it should be.
 
     Args:
         path: The file.
         kind: The kind that is needed here.
         verify: Whether to recompute the digest; reads the whole file.
+        digest: The digest that it had when this command read it first; None: it is the first time.
 
     Raises:
-        ArtifactError: The file is missing, truncated, damaged, or of another kind or schema.
+        ArtifactError: The file is missing, truncated, damaged, of another kind or schema, or no longer the same.
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file; make it with `zsseg {MADE_BY[kind]}`, or name one with --{kind}")
@@ -273,6 +409,8 @@ def open_artifact(path: Path, kind: Kind, *, verify: bool = True) -> Artifact:
             broken = verify and _digest(file, kind) != header["digest"]
         if broken:
             raise _damaged(path, kind, "its contents do not match its digest")
+        if digest not in (None, header["digest"]):
+            raise ArtifactError(f"{path}: was replaced while it was in use; run the command again")
         return Artifact(file, path, kind, header)
     except BaseException:
         file.close()
@@ -454,25 +592,6 @@ def _axes(field: Field) -> str:
 
 def _row(value: Any, field: Field) -> Any:
     return np.frombuffer(value, dtype=np.uint8) if field.dtype == "bytes" else value
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove temporary files of this output whose process is gone (killed, or a machine that went down)."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        process = leftover.name.split(".")[-2]
-        if process.isascii() and process.isdigit() and not _is_alive(int(process)):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def same_names(left: Sequence[str], right: Sequence[str], what: str) -> None:

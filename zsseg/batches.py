@@ -67,10 +67,11 @@ def image_batches(
     seed: int,
     workers: int,
     pseudo: Mapping[int, bytes] = NO_PSEUDO,
+    digest: str | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield uint8 (N, crop, crop, 3) images and int64 labels, decoded by worker processes."""
     loader = DataLoader(
-        TrainingSet(path, unseen=unseen, crop=crop, seed=seed, pseudo=pseudo),
+        TrainingSet(path, unseen=unseen, crop=crop, seed=seed, pseudo=pseudo, digest=digest),
         batch_sampler=positions,
         collate_fn=collate,
         num_workers=workers,

@@ -1,12 +1,16 @@
 """Write a model artifact, finished or not, and go on from an unfinished one.
 
 What a run draws depends on (seed, step) alone, so weights, the optimizer's moments and the history are all that a
-resume needs.
+resume needs. A run has stages: models that only serve another one, and the last model. The last one stands under the
+final name from its first checkpoint on. What comes before lies in a hidden model artifact beside it,
+`.model.h5.unfinished`: written as soon as the run starts, so that a resume finds the settings, and removed when the
+last model is first written.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+import logging
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +20,114 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zsseg import kinship, wordnet
-from zsseg.artifacts import create, open_artifact
+from zsseg.artifacts import beside, create, open_artifact
 from zsseg.calibration import Calibration
 from zsseg.config import TrainConfig
 from zsseg.errors import ArtifactError, SettingError
 from zsseg.inference import restore_net
 from zsseg.selftrain import PseudoLabels
-from zsseg.state import State, imagenet_kinship, state_of
+from zsseg.state import State, imagenet_kinship, initial_state, state_of
 from zsseg.task import Task, with_pseudo_labels
 
+log = logging.getLogger(__name__)
 
-def save(task: Task, state: State, out: Path, calibration: Calibration | None = None) -> None:
-    """Write the model; while training is unfinished with the optimizer's state, for a resume."""
+# Stages: nothing but the settings, where other models come before the last; the model of a self-training round, whose
+# number follows; the last model.
+BEGUN, TEACHER, LAST = "begun", "teacher", "model"
+
+
+@dataclass
+class Journal:
+    """Keeps what a run has trained so far on the disk; the caller holds the claim of `out`.
+
+    Attributes:
+        out: The model artifact to be.
+        task: The run's own, also while a model is trained that only serves another.
+        resumed: Stage and state that the run goes on with, until that stage takes them.
+        choice: What was found out about the calibration so far.
+    """
+
+    out: Path
+    task: Task
+    resumed: tuple[str, State] | None = None
+    choice: dict[str, Any] | None = None
+
+    def start(self, stage: str, task: Task) -> State:
+        """Return the state that a stage begins with: the resumed one, or a new one, which is written at once.
+
+        Args:
+            stage: Its name; LAST for the last model.
+            task: What is trained on what in this stage.
+        """
+        resumed, self.resumed = self.resumed, None
+        if resumed is not None and resumed[0] == stage:
+            return resumed[1]
+        state = replace(initial_state(task), calibration_choice=self.choice)
+        save(self.task, state, unfinished_file(self.out), stage=stage)
+        return state
+
+    def rounds_done(self) -> int:
+        """Return how many rounds of self-training are behind the state that the run goes on with."""
+        stage = self.resumed[0] if self.resumed else BEGUN
+        if stage == LAST:
+            return self.task.config.rounds
+        return int(stage.split()[1]) if stage.startswith(TEACHER) else 0
+
+    def give_up(self) -> None:
+        """Forget what came before the last model, so that no resume finds it."""
+        unfinished_file(self.out).unlink(missing_ok=True)
+
+    def save(self, stage: str, state: State, calibration: Calibration | None = None) -> None:
+        """Write a state down: that of the last model under its final name."""
+        if stage != LAST:
+            save(self.task, state, unfinished_file(self.out), stage=stage)
+            return
+        save(self.task, state, self.out, calibration)
+        self.give_up()
+
+
+def open_journal(task: Task, out: Path, *, resume: bool) -> Journal:
+    """Return the journal of a run, and the state that it starts with as `resumed`.
+
+    Args:
+        task: What the command asks for.
+        out: The model artifact to be.
+        resume: Whether to go on with what is there; otherwise what an earlier run left unfinished is given up.
+
+    Raises:
+        ArtifactError: The model is finished, or was trained from other inputs.
+        SettingError: A setting on the command line differs from the recorded one.
+    """
+    source = latest(out) if resume else None
+    if source is not None:
+        if task.config.self_train != "none":
+            task = _with_stored_pseudo_labels(task, source)
+        stage, state = _restore(task, source, out)
+        return Journal(out, task, (stage, state), state.calibration_choice)
+    if resume:
+        log.info("%s: no unfinished model is there, training from the start", out)
+    unfinished_file(out).unlink(missing_ok=True)
+    state = initial_state(task)
+    stage = LAST if task.plan is None and task.config.self_train == "none" else BEGUN
+    save(task, state, unfinished_file(out), stage=stage)
+    return Journal(out, task, (stage, state))
+
+
+def unfinished_file(out: Path) -> Path:
+    """Return where the models of a run lie that come before the first checkpoint of the last one."""
+    return beside(out, "unfinished")
+
+
+def latest(out: Path) -> Path | None:
+    """Return the file that a resume goes on from; None where there is none."""
+    return next((path for path in (unfinished_file(out), out) if path.exists()), None)
+
+
+def save(task: Task, state: State, path: Path, calibration: Calibration | None = None, *, stage: str = LAST) -> None:
+    """Write a model; while there is more to train with the optimizer's state, for a resume."""
     recipe = {} if task.recipe is None else {"recipe": dict(task.recipe.settings)}
-    params = recorded_settings(task, state) | recipe
-    with create(out, "model", params=params, inputs=task.inputs, force=True) as writer:
+    params = recorded_settings(task, state) | recipe | ({} if stage == LAST else {"stage": stage})
+    with create(path, "model", params=params, inputs=task.inputs, force=True, claimed=True) as writer:
         writer.put("names", task.names)
         writer.put("seen", task.seen)
         writer.put("unseen", task.unseen)
@@ -46,7 +143,7 @@ def save(task: Task, state: State, out: Path, calibration: Calibration | None = 
             writer.put("calibration_scale", calibration.scale)
             writer.put("calibration_bias", calibration.bias)
         writer.put("weights", {name: value.cpu().numpy() for name, value in state.net.state_dict().items()})
-        if state.step < task.total_steps:
+        if stage != LAST or state.step < task.total_steps:
             writer.put("optimizer", _optimizer_arrays(state))
             if task.pseudo is not None:
                 writer.put("pseudo_images", list(task.pseudo.maps))
@@ -61,14 +158,9 @@ def _optimizer_arrays(state: State) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def resume(task: Task, out: Path) -> State:
-    """Rebuild the state from an unfinished model.
-
-    Raises:
-        ArtifactError: It is finished, or was trained from other inputs.
-        SettingError: A setting on the command line differs from the recorded one.
-    """
-    with open_artifact(out, "model") as artifact:
+def _restore(task: Task, source: Path, out: Path) -> tuple[str, State]:
+    """Return stage and state of an unfinished model; messages name the model artifact to be."""
+    with open_artifact(source, "model") as artifact:
         recorded = artifact.params
         if "optimizer" not in artifact:
             raise ArtifactError(
@@ -92,22 +184,23 @@ def resume(task: Task, out: Path) -> State:
         state.rates = artifact.array("lr").tolist()
         state.val_seen_miou = artifact.array("val_seen_miou").tolist()
         _restore_optimizer(state, artifact.arrays("optimizer"))
-    return state
+        return recorded.get("stage", LAST), state
 
 
-def recorded_config(model: Path) -> TrainConfig:
-    """Return the settings that an unfinished model was trained with, for a resume."""
-    if not model.is_file():
-        raise ArtifactError(f"{model}: no such file, nothing to resume; train without --resume")
-    with open_artifact(model, "model") as artifact:
+def recorded_config(out: Path) -> TrainConfig | None:
+    """Return the settings of the run that a resume of a model goes on with; None where there is none."""
+    source = latest(out)
+    if source is None:
+        return None
+    with open_artifact(source, "model") as artifact:
         names = {each.name for each in fields(TrainConfig)}
         recorded = {key: value for key, value in artifact.params.items() if key in names}
         return TrainConfig(**{**recorded, "val_classes": tuple(recorded.get("val_classes", ()))})
 
 
-def with_stored_pseudo_labels(task: Task, out: Path) -> Task:
+def _with_stored_pseudo_labels(task: Task, source: Path) -> Task:
     """Return the task with the pseudo-labels that an unfinished model carries, as it is for any other model."""
-    with open_artifact(out, "model") as artifact:
+    with open_artifact(source, "model") as artifact:
         if "pseudo_images" not in artifact:
             return task
         images = artifact.array("pseudo_images").tolist()
@@ -117,7 +210,8 @@ def with_stored_pseudo_labels(task: Task, out: Path) -> Task:
 
 def recorded_settings(task: Task, state: State) -> dict[str, Any]:
     """Return the settings that the model artifact records: no path, nothing that does not change the result."""
-    left_out = {"workers", "checkpoint_every", "device"} | ({"negatives"} if task.config.loss != "hinge" else set())
+    left_out = {"workers", "checkpoint_every", "checkpoint_steps", "device"}
+    left_out |= {"negatives"} if task.config.loss != "hinge" else set()
     left_out |= {"rounds"} if task.config.self_train == "none" else set()
     config = {key: value for key, value in asdict(task.config).items() if key not in left_out}
     config["val_classes"] = list(task.config.val_classes)

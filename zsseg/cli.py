@@ -9,13 +9,16 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -65,6 +68,9 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 T = TypeVar("T")
+ProgressForm = Literal["bar", "json"]
+_progress_form: ContextVar[ProgressForm] = ContextVar("_progress_form", default="bar")
+PROGRESS_EVERY = 0.2  # seconds between lines of --progress json
 INTERRUPTED = 130
 MAX_SEED = 2**31 - 1
 OUT_OF_MEMORY = "out of memory; try a smaller --batch, --crop or --max-side"
@@ -102,6 +108,11 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 def _fail(message: str, *, code: int = 1) -> None:
     typer.echo(f"zsseg: error: {' '.join(message.split())}", err=True)
     raise SystemExit(code)
+
+
+def _examples(*lines: str) -> str:
+    """Return the examples below a command's help, one a line."""
+    return "\n\n".join(("Examples:", *lines))
 
 
 app = typer.Typer(
@@ -158,14 +169,28 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    progress: Annotated[
+        ProgressForm,
+        typer.Option(
+            envvar="ZSSEG_PROGRESS",
+            help="How long work shows where it stands, on stderr: bars on a terminal, or a JSON object a line.",
+        ),
+    ] = "bar",
     _: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    _progress_form.set(progress)
 
 
-@app.command("fetch-data")
+@app.command(
+    "fetch-data",
+    epilog=_examples(
+        "zsseg fetch-data sample",
+        "zsseg fetch-data folder --root ~/photos",
+        "zsseg fetch-data voc2012+sbd",
+    ),
+)
 def fetch_data(
     source: Annotated[
         str,
@@ -199,19 +224,22 @@ def fetch_data(
     ] = FetchConfig.skip_bad,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/data.h5")] = None,
+    json_file: JsonFile = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Read a data set into data.h5, or download word vectors."""
     from zsseg import fetch, tables
 
+    _check_json(json_file, force=force)
     config = FetchConfig(source, limit, seed, val_fraction, skip_bad)
     with _Bars(quiet) as bars:
         if source in ("glove-6b", *VECTOR_FILES):
             path = fetch.fetch_vectors(source, root=root, progress=bars)
             name = "glove-6b-300d" if source == "glove-6b" else source
             given = (root / VECTOR_FILES[name]) if root else name
-            _show(f"{path}: use it with `zsseg embed-labels --vectors {given}`")
+            line = f"{path}: use it with `zsseg embed-labels --vectors {given}`"
+            _report(json_file, {"path": str(path), "vectors": str(given)}, line)
             return
         summary = fetch.fetch_data(
             out or workspace / "data.h5",
@@ -221,10 +249,16 @@ def fetch_data(
             force=force,
             progress=bars,
         )
-    _show(tables.fetched(summary))
+    _report(json_file, _plain(summary), tables.fetched(summary))
 
 
-@app.command("embed-labels")
+@app.command(
+    "embed-labels",
+    epilog=_examples(
+        "zsseg embed-labels --dim 50",
+        "zsseg embed-labels --vectors word2vec-google-news-300 --audit",
+    ),
+)
 def embed_labels(
     vectors: Annotated[
         list[str] | None,
@@ -295,12 +329,11 @@ def embed_labels(
     quiet: Quiet = False,
 ) -> None:
     """Turn the data's class names into class vectors, labels.h5."""
-    from zsseg import artifacts, embed, tables
+    from zsseg import embed, tables
 
     if reduce == "none" and dim is not None:
         raise SettingError(f"--dim {dim}: --reduce none keeps all dimensions; leave one of the two out")
-    if json_file not in (None, "-"):
-        _check_json(Path(json_file), force=force)
+    _check_json(json_file, force=force)
     config = EmbedConfig(
         tuple(vectors or EmbedConfig.vectors), dim or EmbedConfig.dim, center, normalize, fit_words,
         tuple(vocabulary or ()), remove_top, reduce, retrofit, None if wordnet is None else str(wordnet),
@@ -311,16 +344,16 @@ def embed_labels(
         summary = _embed(
             data or workspace / "data.h5", out or workspace / "labels.h5", config, force=force, report=report
         )
-    text = json.dumps(embed.as_json(summary), indent=2)
-    if json_file == "-":
-        typer.echo(text)
-        return
-    if json_file is not None:
-        artifacts.write_file(Path(json_file), f"{text}\n".encode())
-    _show(tables.embedded(summary))
+    _report(json_file, embed.as_json(summary), tables.embedded(summary))
 
 
-@app.command("make-split")
+@app.command(
+    "make-split",
+    epilog=_examples(
+        "zsseg make-split --unseen cow,sheep",
+        "zsseg make-split --preset zs3-4 --policy drop --audit",
+    ),
+)
 def make_split(
     unseen: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="The unseen classes.", show_default="none")
@@ -372,8 +405,7 @@ def make_split(
 
     if labels is not None and not (audit or json_file):
         raise SettingError(f"--labels {labels}: class vectors are for the audit only; add --audit, or leave it out")
-    if json_file not in (None, "-"):
-        _check_json(Path(json_file), force=force)
+    _check_json(json_file, force=force)
     config = SplitConfig(
         _listed(unseen), preset, random, seed, policy, stratified, None if wordnet is None else str(wordnet)
     )
@@ -381,16 +413,16 @@ def make_split(
     artifacts.check_output(files.out, force=force)
     with _Bars(quiet) as bars, _vectors_to_audit_with(files, wanted=audit or json_file is not None) as vectors:
         summary = split.make_split(files.data, files.out, config, audit_with=vectors, force=force, progress=bars)
-    text = json.dumps(split.as_json(summary), indent=2)
-    if json_file == "-":
-        typer.echo(text)
-        return
-    if json_file is not None:
-        artifacts.write_file(Path(json_file), f"{text}\n".encode())
-    _show(tables.split(summary))
+    _report(json_file, split.as_json(summary), tables.split(summary))
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "zsseg train --dim 50 --unseen cow,sheep",
+        "zsseg train --loss softmax-embed --seeds 3",
+        "zsseg train --resume",
+    )
+)
 def train(
     ctx: typer.Context,
     model: Annotated[
@@ -532,14 +564,18 @@ def train(
     split: SplitFile = None,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Output.", show_default="WORKSPACE/model.h5")] = None,
+    json_file: JsonFile = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a visual model towards the class vectors, model.h5. Ctrl-C keeps what was trained so far."""
+    from rich.console import Group
+
     from zsseg import artifacts, checkpoint, tables
     from zsseg import seeds as repeats
     from zsseg import train as training
 
+    _check_json(json_file, force=force)
     files = _Files(workspace, data, labels, split, out or workspace / "model.h5")
     artifacts.check_output(files.out, force=force or resume)
     config = TrainConfig(
@@ -573,15 +609,20 @@ def train(
             summaries.append(summary)
             if not summary.finished:
                 break
-    for summary in summaries:
-        _show(tables.trained(summary))
+    _report(json_file, [_plain(each) for each in summaries], Group(*map(tables.trained, summaries)))
     if not summary.finished:
         _fail(f"interrupted; what was trained is in {run.path}, go on with `{_resume_line()}`", code=INTERRUPTED)
-    if seeds > 1:
+    if seeds > 1 and json_file != "-":
         _show(f"{seeds} models; for the mean and standard deviation of their scores: zsseg eval --seeds {seeds}")
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    epilog=_examples(
+        "zsseg eval --min-images 5",
+        "zsseg eval --json - | jq .generalized.harmonic_miou",
+    ),
+)
 def evaluate(
     partition: Annotated[Partition, typer.Option(help="Which photos of the data.")] = EvalConfig.partition,
     seen_bias: SeenBias = EvalConfig.seen_bias,
@@ -626,8 +667,7 @@ def evaluate(
     from zsseg import evaluate as evaluation
     from zsseg import seeds as repeats
 
-    if json_file not in (None, "-"):
-        _check_json(Path(json_file), force=force)
+    _check_json(json_file, force=force)
     config = EvalConfig(partition, seen_bias, min_images, max_side, precision, device, calibration, protocol)
     models = repeats.models_to_score(model or [workspace / "model.h5"], seeds)
     found = repeats.check_runs(models) if len(models) > 1 else (0,)
@@ -644,16 +684,17 @@ def evaluate(
         over_seeds = repeats.summarise(summaries, found)
         report = repeats.as_json(over_seeds, [evaluation.as_json(each) for each in summaries])
         table = tables.evaluated_seeds(over_seeds)
-    text = json.dumps(report, indent=2)
-    if json_file == "-":
-        typer.echo(text)
-        return
-    if json_file is not None:
-        artifacts.write_file(Path(json_file), f"{text}\n".encode())
-    _show(table)
+    _report(json_file, report, table)
 
 
-@app.command()
+@app.command(
+    epilog=_examples(
+        "zsseg predict img.jpg",
+        "zsseg predict img.jpg --classes 'zebra, grass, sky, background'",
+        "zsseg predict img.jpg --vocabulary all",
+        "find photos -name '*.jpg' | zsseg predict - --json shares.json",
+    )
+)
 def predict(
     images: Annotated[
         list[Path],
@@ -726,8 +767,7 @@ def predict(
         seen_bias, max_side, precision, device, skip_bad, calibration, words, add, _vocabulary(vocabulary), regions,
         nearest,
     )  # fmt: skip
-    if json_file not in (None, "-"):
-        _check_json(Path(json_file), force=force)
+    _check_json(json_file, force=force)
     with _Bars(quiet) as bars:
         summary = prediction.predict(
             list(_paths(images)),
@@ -743,7 +783,7 @@ def predict(
     _report(json_file, prediction.as_json(summary), tables.predicted(summary))
 
 
-@app.command()
+@app.command(epilog=_examples("zsseg visualize scores.h5", "zsseg visualize predictions.h5 --limit 4"))
 def visualize(
     artifact: Annotated[
         list[Path] | None,
@@ -782,6 +822,7 @@ def visualize(
     device: DeviceOption = ReportConfig.device,
     workspace: Workspace = Path(),
     out: Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/pictures")] = None,
+    json_file: JsonFile = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
@@ -789,6 +830,7 @@ def visualize(
     from zsseg import tables
     from zsseg import visualize as drawing
 
+    _check_json(json_file, force=force)
     if report is not None:
         settings = ReportConfig(limit or ReportConfig.limit, palette, space, words, device)
         _write_report(report, artifact, workspace, settings, data=data, split=split, force=force, quiet=quiet)
@@ -797,6 +839,7 @@ def visualize(
         raise typer.BadParameter("name an artifact, or write a --report", param_hint="ARTIFACT")
     config = PictureConfig(limit or PictureConfig.limit, form, palette)
     beside, parts = workspace / "data.h5", split or _existing(workspace / "split.h5")
+    written: list[Path] = []
     with _Bars(quiet) as bars:
         for each in artifact:
             photos = data or (beside if drawing.fits(each, beside) else None)
@@ -849,14 +892,13 @@ def info(
     from zsseg import info as facts
     from zsseg import tables
 
-    if json_file not in (None, "-"):
-        _check_json(Path(json_file), force=force)
+    _check_json(json_file, force=force)
     summaries = [facts.info(file) for file in _paths(files)]
     report = [facts.as_json(summary) for summary in summaries]
     _report(json_file, report, Group(*(tables.described(summary) for summary in summaries)))
 
 
-@app.command("export")
+@app.command("export", epilog=_examples("zsseg export model.h5 model.onnx"))
 def export_model(
     model: Annotated[Path, typer.Argument(help="The model artifact.")],
     out: Annotated[Path | None, typer.Argument(metavar="FILE.onnx", help="Output.", show_default="MODEL.onnx")] = None,
@@ -867,8 +909,7 @@ def export_model(
     """Write a model as ONNX: photo in, class scores at the model's stride out, checked against torch."""
     from zsseg import export, inference
 
-    if json_file not in (None, "-"):
-        _check_json(Path(json_file), force=force)
+    _check_json(json_file, force=force)
     with _Bars(quiet):
         loaded = inference.load_model(model, device="cpu", precision="float32")
         summary = export.export_onnx(loaded, out or model.with_suffix(".onnx"), force=force)
@@ -876,7 +917,7 @@ def export_model(
         f"{summary.path}: {len(summary.names)} classes, scores at stride {summary.stride}, calibration "
         f"{summary.calibration}; differs from torch by {summary.error:.1e} at most"
     )
-    _report(json_file, export.as_json(summary), line)
+    _report(json_file, _plain(summary), line)
 
 
 class _Files:
@@ -982,7 +1023,11 @@ def _existing(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _check_json(path: Path, *, force: bool) -> None:
+def _check_json(file: str | None, *, force: bool) -> None:
+    """Refuse a file of --json before any work is done for it."""
+    if file in (None, "-"):
+        return
+    path = Path(str(file))
     if path.is_dir():
         raise ArtifactError(f"{path}: is a folder, expected a file name; choose another with --json")
     if path.exists() and not force:
@@ -1002,6 +1047,19 @@ def _report(json_file: str | None, report: object, table: RenderableType) -> Non
     if json_file is not None:
         write_file(Path(json_file), f"{text}\n".encode())
     _show(table)
+
+
+def _plain(value: Any) -> Any:
+    """Return a summary as JSON values: its fields by name, no NaN, paths as texts."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _paths(given: Iterable[Path]) -> Iterator[Path]:
@@ -1055,7 +1113,15 @@ class _Notes(logging.Handler):
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
+        if _progress_form.get() == "json":
+            _event("note", level=record.levelname.lower(), text=record.getMessage())
+            return
         self._console.print(f"zsseg: {record.getMessage()}", style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def _event(kind: str, **values: object) -> None:
+    """Write one line of --progress json."""
+    typer.echo(json.dumps({"event": kind, **values}, ensure_ascii=False), err=True)
 
 
 class _Bars:
@@ -1066,12 +1132,13 @@ class _Bars:
         self._console = _console(stderr=True)
         self._notes = _Notes(self._console)
         self._bars: Any = None
+        self._text = ""
 
     def __enter__(self) -> _Bars:
         logger = logging.getLogger("zsseg")
         logger.setLevel(logging.WARNING if self._quiet else logging.INFO)
         logger.addHandler(self._notes)
-        if not self._quiet and self._console.is_terminal:
+        if not self._quiet and self._console.is_terminal and _progress_form.get() == "bar":
             self._bars = _bars(self._console)
             self._bars.start()
         return self
@@ -1083,6 +1150,9 @@ class _Bars:
 
     def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
         """Yield the items beside a bar."""
+        if not self._quiet and _progress_form.get() == "json":
+            yield from self._lines(items, description, total)
+            return
         if self._bars is None:
             yield from items
             return
@@ -1092,8 +1162,19 @@ class _Bars:
             self._bars.advance(task)
         self._bars.remove_task(task)
 
+    def _lines(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
+        """Yield the items, and write where they stand as JSON."""
+        _event("progress", task=description, done=0, total=total)
+        last = time.monotonic()
+        for done, item in enumerate(items, start=1):
+            yield item
+            if done == total or time.monotonic() - last > PROGRESS_EVERY:
+                last = time.monotonic()
+                _event("progress", task=description, done=done, total=total, text=self._text)
+
     def status(self, text: str) -> None:
         """Show a text beside the newest bar."""
+        self._text = text
         if self._bars is not None and self._bars.task_ids:
             self._bars.update(self._bars.task_ids[-1], text=text)
 

@@ -127,6 +127,7 @@ class TrainConfig:
     rounds: int = 1  # of self-training
     gate: bool | None = None  # a plainer embedding that decides between seen and unseen; None: where the model has one
     anchors: Anchors = "auto"  # auto: imagenet for a frozen lite0 with a gate, where WordNet is at hand
+    checkpoint_steps: int | None = None  # steps between checkpoints, besides the minutes
 
 
 # Options that belong to some models only, with their defaults there.

@@ -130,9 +130,17 @@ class TrainingSet(Dataset[tuple[UInt8, NDArray[np.int64]]]):
     """
 
     def __init__(
-        self, path: Path, *, unseen: Sequence[int], crop: int, seed: int, pseudo: Mapping[int, bytes] = NO_PSEUDO
+        self,
+        path: Path,
+        *,
+        unseen: Sequence[int],
+        crop: int,
+        seed: int,
+        pseudo: Mapping[int, bytes] = NO_PSEUDO,
+        digest: str | None = None,
     ) -> None:
         self._path = path
+        self._digest = digest
         self._pseudo = pseudo
         self._unseen = tuple(unseen)
         self._crop = crop
@@ -141,7 +149,7 @@ class TrainingSet(Dataset[tuple[UInt8, NDArray[np.int64]]]):
 
     def __getitem__(self, position: Position) -> tuple[UInt8, NDArray[np.int64]]:
         if self._data is None:
-            self._data = open_artifact(self._path, "data", verify=False)
+            self._data = open_artifact(self._path, "data", verify=False, digest=self._digest)
         image = read_image(self._data, position.index)
         labels = training_labels(self._data, position.index, self._unseen, image.shape[:2], pseudo=self._pseudo)
         rng = np.random.default_rng([self._seed, position.epoch, position.index])

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zsseg.errors import DataError
+from zsseg.artifacts import locked
+from zsseg.errors import ArtifactError, DataError
 from zsseg.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)
@@ -117,8 +118,10 @@ def obtain(download: Download, folder: Path, *, progress: Progress = SILENT) -> 
             raise DataError(f"{path}: {_mismatch(path, download)}; remove it and run the command again")
         return path
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return _from_mirrors(download, path, progress)
+        with locked(path):
+            return path if path.exists() else _from_mirrors(download, path, progress)
+    except ArtifactError as error:
+        raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(
             f"{path}: cannot be stored ({error.strerror or error}); free some space, or choose another folder "

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg.artifacts import Artifact, check_output, create, open_artifact, same_names
+from zsseg.artifacts import Artifact, check_output, claim, create, open_artifact, same_names
 from zsseg.calibration import Calibration
 from zsseg.classes import BACKGROUND, VOID
 from zsseg.config import EvalConfig, Protocol
@@ -156,14 +156,14 @@ def evaluate(
     check_output(out, force=force)
     loaded = load_model(model, device=config.device, precision=config.precision)
     rules = _rules(loaded, config)
-    with open_artifact(data, "data") as images:
+    with open_artifact(data, "data") as images, claim(out, force=force):
         same_names(loaded.names, images.strings("names"), f"{model} and {data}")
         chosen = _chosen(images, config)
         counts = _count(loaded, rules, images, chosen, progress)
+        if not counts.images_per_class.any():
+            raise DataError(f"{data}: its {config.partition} photos have no label maps; eval needs the truth")
         inputs = {"model": loaded.digest, "data": images.digest}
-    if not counts.images_per_class.any():
-        raise DataError(f"{data}: its {config.partition} photos have no label maps; eval needs the truth")
-    _write(out, loaded, rules, counts, config=config, inputs=inputs, force=force)
+        _write(out, loaded, rules, counts, config=config, inputs=inputs)
     return summarise(out, min_images=config.min_images, config=config, images=counts.images)
 
 
@@ -345,7 +345,6 @@ def _write(
     *,
     config: EvalConfig,
     inputs: dict[str, str],
-    force: bool,
 ) -> None:
     params = {
         **{key: value for key, value in asdict(config).items() if key != "device"},
@@ -354,7 +353,7 @@ def _write(
         "calibrated_by": rules.calibration.record(),
         "model": model.params,
     }
-    with create(out, "scores", params=params, inputs=inputs, force=force) as writer:
+    with create(out, "scores", params=params, inputs=inputs, claimed=True) as writer:
         writer.put("names", model.names)
         writer.put("seen", model.seen)
         writer.put("unseen", model.unseen)

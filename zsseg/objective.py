@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from zsseg import losses
-from zsseg.artifacts import open_artifact
 from zsseg.classes import BACKGROUND, VOID
 from zsseg.dataset import LABEL_STRIDE, seen_pixels
 from zsseg.models import gate
@@ -65,7 +64,7 @@ def _weighting(task: Task) -> Callable[[Tensor], Tensor | None]:
 
 def _training_pixels(task: Task) -> NDArray[np.int64]:
     """Return the training pixels of each class, (C,); unseen classes have pseudo-labels at most."""
-    with open_artifact(task.data, "data", verify=False) as data:
+    with task.open_data() as data:
         return sum(
             seen_pixels(data, task.train.tolist(), task.unseen.tolist(), len(task.names), pseudo=task.pseudo_maps),
             np.zeros(len(task.names), dtype=np.int64),

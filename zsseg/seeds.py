@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zsseg.artifacts import check_output, open_artifact
+from zsseg.artifacts import beside, check_output, open_artifact
 from zsseg.config import TrainConfig
 from zsseg.errors import ArtifactError, SettingError
 
@@ -31,7 +31,7 @@ RECIPE = tuple(each.name for each in fields(TrainConfig) if each.name != "seed")
 
 @dataclass(frozen=True)
 class Run:
-    """One model that is still to be trained; `resume` where an unfinished one is there."""
+    """One model that is still to be trained; `resume` where it goes on with what is there."""
 
     path: Path
     seed: int
@@ -118,17 +118,16 @@ def plan(
     if len(files) == 1 or not resume:
         return tuple(Run(path, seed, resume) for path, seed in zip(files, seeds, strict=True))
     there = [path for path in files if path.exists()]
-    _check_given(first, given or {})
-    _check_one_recipe(there)
-    finished = [path for path in there if _is_finished(path)]
+    if there:
+        _check_given(there[0], given or {})
+        _check_one_recipe(there)
+    finished = [path for path in there if _is_finished(path) and not beside(path, "unfinished").exists()]
     if len(finished) == len(files):
         raise ArtifactError(
             f"{first} and its {len(files) - 1} further seeds: are finished, nothing to resume; score them with "
             f"`zsseg eval --seeds {len(files)}`, or train anew with --force"
         )
-    return tuple(
-        Run(path, seed, path in there) for path, seed in zip(files, seeds, strict=True) if path not in finished
-    )
+    return tuple(Run(path, seed, True) for path, seed in zip(files, seeds, strict=True) if path not in finished)
 
 
 def models_to_score(models: Sequence[Path], count: int | None) -> tuple[Path, ...]:

@@ -57,6 +57,10 @@ class Task:
         assert self.config.calibration != "auto"
         return self.config.calibration
 
+    def open_data(self) -> Artifact:
+        """Open the data artifact once more; it must be the one that was checked."""
+        return open_artifact(self.data, "data", verify=False, digest=self.inputs["data"])
+
     @property
     def gate_steps(self) -> int:
         """Steps that train the gate, from the first on."""

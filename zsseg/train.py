@@ -2,14 +2,14 @@
 
 With a calibration, its parameter is chosen at the end, by what it costs the seen classes (`probe`). Or, where
 validation classes are asked for, a probe is trained first from which these are hidden, too; what it says of the
-parameter goes into the model. An interrupt during the probe leaves nothing behind.
+parameter goes into the model.
 
 With self-training (`selftrain`, transductive) the model so far described is only the first: its pseudo-labels of unseen
-classes join the seen labels, and a new model is trained on both from the start, `rounds` times. An interrupt before the
-last of these models leaves nothing behind, either; an unfinished last model carries its pseudo-labels along.
+classes join the seen labels, and a new model is trained on both from the start, `rounds` times.
 
-A run is a function of its inputs and its seed: the order of the images, their augmentation, dropout and the
-learning rate depend on (seed, step) alone, so a run that was interrupted goes on exactly.
+Whatever is trained is written down now and then (`checkpoint`), and a run that was killed goes on from there. It goes
+on exactly, for a run is a function of its inputs and its seed: the order of the images, their augmentation, dropout and
+the learning rate depend on (seed, step) alone.
 No model is selected: the last weights are the result, so no validation label can leak into it. The validation
 curve in the artifact is for the eye, and takes its labels through the same door as the loss.
 """
@@ -33,9 +33,10 @@ import torch
 from torch import Tensor
 
 from zsseg import calibration, checkpoint, losses, metrics, probe, selftrain
-from zsseg.artifacts import check_output, open_artifact
+from zsseg.artifacts import check_output, claim
 from zsseg.batches import FeatureCache, batch_positions, image_batches
 from zsseg.calibration import Calibration
+from zsseg.checkpoint import LAST, TEACHER, Journal
 from zsseg.config import PredictConfig, TrainConfig
 from zsseg.dataset import normalise, read_image, training_labels
 from zsseg.errors import TrainingError
@@ -45,7 +46,7 @@ from zsseg.models import SegmentationNet
 from zsseg.objective import as_far_as, gate_loss, loss_function
 from zsseg.progress import SILENT, Progress
 from zsseg.selftrain import PseudoLabels
-from zsseg.state import State, as_model, initial_state, set_mode
+from zsseg.state import State, as_model, set_mode
 from zsseg.task import Task, read_task, with_pseudo_labels
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ log = logging.getLogger(__name__)
 WARMUP = 100  # steps, at most a tenth of the run
 PROBE_SHARE = 0.4  # of the epochs: a probe serves to choose one number, and should not double the time
 VAL_IMAGES = 30  # of the validation curve
+
+
+class _DivergedError(TrainingError):
+    """The loss is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ def train(
         out: model.h5.
         config: Settings.
         force: Replace an existing model.
-        resume: Go on with the unfinished model in `out`, with the settings that it records.
+        resume: Go on with the run that was to write `out`, with the settings that it recorded; where none was
+            begun, start one.
         features: Shared by runs on the same data and split, so that a frozen backbone's are computed once.
         progress: Told of each step.
 
@@ -122,18 +128,20 @@ def train(
     """
     check_output(out, force=force or resume)
     task = read_task(data, split, labels, config)
-    if resume and task.config.self_train != "none":
-        task = checkpoint.with_stored_pseudo_labels(task, out)
-    with torch.random.fork_rng(devices=[]):
-        state = checkpoint.resume(task, out) if resume else initial_state(task)
-        features = features or Features()
-        cache = features.of(task, state.net, out.parent, progress) if task.config.frozen else None
-        if task.plan is not None and state.calibration_choice is None:
-            state.calibration_choice = _choose_calibration(task, cache, progress)
-        if task.config.self_train != "none" and task.pseudo is None:
-            task = _self_train(task, state, cache, progress)
-            state = replace(initial_state(task), calibration_choice=state.calibration_choice)
-        finished = _run(task, state, out, cache, progress)
+    with claim(out, force=force or resume), torch.random.fork_rng(devices=[]):
+        journal = checkpoint.open_journal(task, out, resume=resume)
+        try:
+            cache = _features(journal, features or Features(), progress) if task.config.frozen else None
+            if task.plan is not None and journal.choice is None:
+                journal.choice = _choose_calibration(journal, cache, progress)
+            if task.config.self_train != "none":
+                _self_train(journal, cache, progress)
+            task = journal.task
+            state = journal.start(LAST, task)
+            finished = _run(task, state, journal, cache, progress)
+        except _DivergedError:
+            journal.give_up()  # a resume would come to the same step
+            raise
     return TrainSummary(
         path=out,
         finished=finished,
@@ -145,6 +153,11 @@ def train(
         pretrained=state.pretrained["source"],
         settings=checkpoint.recorded_settings(task, state),
     )
+
+
+def _features(journal: Journal, features: Features, progress: Progress) -> FeatureCache:
+    assert journal.resumed is not None
+    return features.of(journal.task, journal.resumed[1].net, journal.out.parent, progress)
 
 
 def learning_rate(step: int, total: int, peak: float) -> float:
@@ -159,11 +172,12 @@ def learning_rate(step: int, total: int, peak: float) -> float:
     return float(peak * min(1.0, (step + 1) / warmup) * (1 - step / total) ** 0.9)
 
 
-def _choose_calibration(task: Task, cache: FeatureCache | None, progress: Progress) -> dict[str, Any]:
+def _choose_calibration(journal: Journal, cache: FeatureCache | None, progress: Progress) -> dict[str, Any]:
     """Train a probe from which validation classes are hidden, too, and choose the calibration's parameter with it."""
+    task = journal.task
     config, plan = task.config, task.plan
     assert plan is not None
-    with open_artifact(task.data, "data", verify=False) as data:
+    with task.open_data() as data:
         names = ", ".join(task.names[index] for index in plan.hidden)
         log.info("calibration: training a probe from which %s is hidden, too", names)
         probe_task = replace(
@@ -173,9 +187,9 @@ def _choose_calibration(task: Task, cache: FeatureCache | None, progress: Progre
             train=np.array(plan.rest, dtype=np.int64),
             config=replace(config, epochs=math.ceil(config.epochs * PROBE_SHARE)),
         )
-        state = initial_state(probe_task)
-        if not _run(probe_task, state, None, cache, progress):
-            log.warning("interrupted while the probe was trained: nothing is saved, the next run starts anew")
+        state = journal.start("probe", probe_task)
+        if not _run(probe_task, state, journal, cache, progress, stage="probe"):
+            log.warning("interrupted while the probe was trained; go on with --resume")
             raise KeyboardInterrupt
         set_mode(state.net, training=False)
         choice = probe.choose_parameter(
@@ -198,26 +212,25 @@ def _choose_calibration(task: Task, cache: FeatureCache | None, progress: Progre
     return choice
 
 
-def _self_train(task: Task, first: State, cache: FeatureCache | None, progress: Progress) -> Task:
-    """Train all models but the last, each on what the former says of the photos; return the task of the last."""
-    for number in range(task.config.rounds):
-        teacher = replace(initial_state(task), calibration_choice=first.calibration_choice)
+def _self_train(journal: Journal, cache: FeatureCache | None, progress: Progress) -> None:
+    """Train all models but the last, each on what the former says of the photos; leave the task of the last."""
+    for number in range(journal.rounds_done(), journal.task.config.rounds):
         log.info("self-training, round %d: training the model that makes pseudo-labels", number + 1)
         try:
-            if not _run(task, teacher, None, cache, progress, purpose="the model that makes pseudo-labels"):
+            teacher = journal.start(f"{TEACHER} {number}", journal.task)
+            if not _run(journal.task, teacher, journal, cache, progress, stage=f"{TEACHER} {number}"):
                 raise KeyboardInterrupt
-            task = with_pseudo_labels(task, _pseudo_labels(task, teacher, progress))
+            journal.task = with_pseudo_labels(journal.task, _pseudo_labels(journal.task, teacher, progress))
         except KeyboardInterrupt:
-            log.warning("interrupted before the self-trained model: nothing is saved, the next run starts anew")
+            log.warning("interrupted before the self-trained model; go on with --resume")
             raise
-    return task
 
 
 def _pseudo_labels(task: Task, teacher: State, progress: Progress) -> PseudoLabels:
     chosen = _calibration(task, teacher, progress)
     set_mode(teacher.net, training=False)
     model = replace(as_model(task, teacher.net), calibration=chosen)
-    with open_artifact(task.data, "data", verify=False) as data:
+    with task.open_data() as data:
         pseudo = selftrain.pseudo_labels(
             task.config.self_train, model, data, task.train, seed=task.config.seed, progress=progress
         )
@@ -243,7 +256,7 @@ def _calibration(task: Task, state: State, progress: Progress) -> Calibration | 
         return None
     set_mode(state.net, training=False)
     model, seed = as_model(task, state.net), task.config.seed
-    with open_artifact(task.data, "data", verify=False) as data:
+    with task.open_data() as data:
         if state.calibration_choice is None:
             state.calibration_choice = probe.spend_seen_loss(
                 task.calibration,
@@ -262,16 +275,13 @@ def _calibration(task: Task, state: State, progress: Progress) -> Calibration | 
 def _run(
     task: Task,
     state: State,
-    out: Path | None,
+    journal: Journal,
     cache: FeatureCache | None,
     progress: Progress,
     *,
-    purpose: str = "the probe",
+    stage: str = LAST,
 ) -> bool:
-    """Train until the end or an interrupt, and save; return whether the end was reached.
-
-    A model that only serves another has no `out`, and its `purpose` names it.
-    """
+    """Train until the end or an interrupt, and write the state down; return whether to go on to what comes next."""
     config = task.config
     positions = batch_positions(
         task.train, batch=config.batch, epochs=config.epochs, seed=config.seed, start=state.step
@@ -280,11 +290,10 @@ def _run(
     loss_of = loss_function(task, state.log_scale)
     saved = time.monotonic()
     with _interrupts() as interrupted:
-        title = f"training {config.model if out else purpose}"
-        for inputs, labels in progress.track(batches, title, len(positions)):
+        for inputs, labels in progress.track(batches, _title(task, stage), len(positions)):
             _step(task, state, inputs, labels, features_of=features_of, loss_of=loss_of)
             progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
-            if out and state.step % task.steps_per_epoch == 0:
+            if stage == LAST and state.step % task.steps_per_epoch == 0:
                 state.val_seen_miou.append(_validate(task, state.net))  # short, so an interrupt waits for it
                 log.info(
                     "epoch %d/%d: loss %.4f, val seen mIoU %.3f",
@@ -295,13 +304,23 @@ def _run(
                 )
             if interrupted.is_set():
                 break
-            if out and time.monotonic() - saved > 60 * config.checkpoint_every and state.step < task.total_steps:
-                checkpoint.save(task, state, out)
+            if state.step < task.total_steps and _checkpoint_is_due(config, state.step, saved):
+                journal.save(stage, state)
                 saved = time.monotonic()
-        if out:
-            finished = state.step == task.total_steps
-            checkpoint.save(task, state, out, _calibration(task, state, progress) if finished else None)
-    return state.step == task.total_steps
+        finished = state.step == task.total_steps
+        journal.save(stage, state, _calibration(task, state, progress) if finished and stage == LAST else None)
+    return finished and (stage == LAST or not interrupted.is_set())
+
+
+def _title(task: Task, stage: str) -> str:
+    if stage == LAST:
+        return f"training {task.config.model}"
+    return f"training {'the model that makes pseudo-labels' if stage.startswith(TEACHER) else 'the probe'}"
+
+
+def _checkpoint_is_due(config: TrainConfig, step: int, saved: float) -> bool:
+    by_step = config.checkpoint_steps is not None and step % config.checkpoint_steps == 0
+    return by_step or time.monotonic() - saved > 60 * config.checkpoint_every
 
 
 def _step(
@@ -328,7 +347,7 @@ def _step(
     loss = torch.stack([loss_of(each.float(), as_far_as(each, state.net.stride, labels)) for each in outputs]).mean()
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise TrainingError(
+        raise _DivergedError(
             f"the loss is {value} at step {state.step + 1} of {task.total_steps} with a learning rate of {rate:.2g}; "
             f"try --lr {task.lr / 10:.1g}" + (" or --precision float32" if task.precision == "bfloat16" else "")
         )
@@ -342,7 +361,7 @@ def _step(
 
 
 def _feature_cache(task: Task, net: SegmentationNet, folder: Path, progress: Progress) -> FeatureCache:
-    with open_artifact(task.data, "data", verify=False) as data:
+    with task.open_data() as data:
         return FeatureCache(
             net,
             data,
@@ -373,6 +392,7 @@ def _batch_source(
         seed=config.seed,
         workers=config.workers,
         pseudo=task.pseudo_maps,
+        digest=task.inputs["data"],
     )
     return image_source, lambda images: net.features(net.pad(normalise(images.to(task.device), net.mean, net.std)))
 
@@ -383,7 +403,7 @@ def _validate(task: Task, net: SegmentationNet) -> float:
     model = as_model(task, net)
     matrix = np.zeros((len(task.names),) * 2, dtype=np.int64)
     set_mode(net, training=False)
-    with open_artifact(task.data, "data", verify=False) as data:
+    with task.open_data() as data:
         for index in chosen.tolist():
             image = read_image(data, index)
             truth = training_labels(data, index, task.unseen.tolist(), image.shape[:2])

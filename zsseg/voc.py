@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-import tempfile
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from zsseg.archives import opened, read_member, walk
+from zsseg.artifacts import drafts
 from zsseg.classes import VOC_NAMES
 from zsseg.errors import DataError
 from zsseg.images import UInt8
@@ -214,13 +214,13 @@ def trainaug_source(voc_path: Path, sbd_path: Path, folder: Path, progress: Prog
 
 @contextlib.contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix="scratch-", dir=folder)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror or error}); name another folder with the environment "
-            "variable ZSSEG_CACHE"
-        ) from error
-    with scratch as name:
-        yield Path(name)
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(drafts(folder, "scratch"))
+        except OSError as error:
+            raise DataError(
+                f"{folder}: cannot be written ({error.strerror or error}); name another folder with the environment "
+                "variable ZSSEG_CACHE"
+            ) from error
+        yield scratch
