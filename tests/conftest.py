@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(autouse=True, scope="session")
+def features_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the features that tests compute away from the user's."""
+    os.environ["ZSSEG_FEATURES"] = str(tmp_path_factory.mktemp("features"))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """Return the folder of real photos, label maps and word vectors, or skip where there is none."""

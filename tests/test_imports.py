@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("task",),
     ("probe", "selftrain", "open_vocabulary", "gallery", "export", "info"),
     ("batches", "inference", "folders", "voc"),
-    ("calibration",),
+    ("calibration", "features"),
     ("dataset", "sources", "pictures", "curve", "difficulty", "recipe"),
     ("models", "losses", "metrics", "sample", "downloads", "archives", "kinship"),
     ("words",),

@@ -165,6 +165,11 @@ class Artifact:
         with _reading(self.path, self.kind):
             return bytes(self._file[name][index].tobytes())
 
+    def row(self, name: str, index: int) -> NDArray[np.uint8]:
+        """Return one row of a "bytes" field as an array, without a further copy."""
+        with _reading(self.path, self.kind):
+            return np.asarray(self._file[name][index], dtype=np.uint8)
+
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return an "arrays" field as a dictionary."""
         with _reading(self.path, self.kind):

@@ -6,14 +6,14 @@ Both kinds are a pure function of (seed, epoch, batch number), so that a run can
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Full, Queue
-from tempfile import TemporaryFile
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,16 +33,16 @@ from zsseg.dataset import (
     epoch_order,
     fill_void,
     hide_unseen,
-    normalise,
-    read_image,
     sample_labels,
     training_labels,
 )
-from zsseg.errors import DataError, TrainingError, ZssegError
-from zsseg.hardware import autocast
+from zsseg.errors import ArtifactError, DataError, TrainingError, ZssegError
+from zsseg.features import StoredFeatures, kept_features, open_features, store_features
 from zsseg.images import UInt8, decode_label_map
 from zsseg.models import SegmentationNet
 from zsseg.progress import Progress
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -97,26 +97,23 @@ def _leave_interrupts_to_the_parent(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-@dataclass(frozen=True)
-class CachedImage:
-    """Where one image's features lie in the cache, and its labels at every fourth pixel."""
-
-    offset: int  # in float16 numbers
-    shapes: tuple[tuple[int, ...], ...]
-    labels: UInt8
-
-
 class FeatureCache:
-    """Backbone features of the training images, float16, in a nameless file that vanishes with the process.
+    """Backbone features of the training images and their labels, which windows are cut from.
+
+    The features are kept between runs, for whatever split, head, loss and class vectors (`zsseg.features`); where that
+    is not wanted or not possible, they lie in a file that vanishes with the process. The labels, at every fourth pixel,
+    are read anew, for they depend on the split.
 
     Args:
         net: The model; only `features` runs.
         data: An open data artifact.
         indices: Which images.
         unseen: Ids of the unseen classes, hidden from the labels that are kept.
-        folder: Where the file lies; needs about 0.7 MB for a photo of 400 × 300 pixels with lite0.
+        folder: Where the file lies that vanishes; needs about 0.6 MB for a photo of 400 × 300 pixels with lite0.
         precision: Of the backbone's computation.
         progress: Told of each image.
+        kept: Where features are kept; None: nowhere.
+        settings: What the model's features depend on besides its parameters; JSON values.
 
     Raises:
         DataError: The folder's disk is full.
@@ -132,25 +129,24 @@ class FeatureCache:
         folder: Path,
         precision: Precision,
         progress: Progress,
+        kept: Path | None = None,
+        settings: Sequence[object] = (),
     ) -> None:
         self._strides = net.feature_strides
         self._pad_to = net.pad_to
-        self._images: dict[int, CachedImage] = {}
-        device = next(net.parameters()).device
-        offset = 0
-        with TemporaryFile(dir=folder) as file:
-            for index in progress.track(indices.tolist(), "backbone features", len(indices)):
-                image = read_image(data, index)
-                with torch.inference_mode(), autocast(precision, device):
-                    pixels = torch.from_numpy(image)[None].to(device)
-                    maps = net.features(net.pad(normalise(pixels, net.mean, net.std)))
-                arrays = [m[0].permute(1, 2, 0).to("cpu", torch.float16).contiguous().numpy() for m in maps]
-                labels = sample_labels(training_labels(data, index, unseen, image.shape[:2])).astype(np.uint8)
-                self._images[index] = CachedImage(offset, tuple(a.shape for a in arrays), labels)
-                offset += sum(a.size for a in arrays)
-                _write(file, arrays, folder)
-            file.flush()
-            self._numbers = np.memmap(file, dtype=np.float16, mode="r", shape=(offset,))
+        computing: dict[str, Any] = {"precision": precision, "progress": progress}
+        stored = None
+        if kept is not None:
+            try:
+                stored = kept_features(kept, net, data, indices, settings=settings, **computing)
+            except ArtifactError as error:
+                log.info("backbone features: cannot be kept: %s", error)
+        self._features = stored or _vanishing(folder, net, data, indices, **computing)
+        sizes = data.array("sizes").tolist()
+        self._labels = {
+            index: sample_labels(training_labels(data, index, unseen, tuple(sizes[index]))).astype(np.uint8)
+            for index in indices.tolist()
+        }
 
     def batches(
         self,
@@ -166,16 +162,16 @@ class FeatureCache:
         Labels of `hidden` classes are void, too; then `pseudo`, a PNG by image, fills void pixels.
         """
         crop = -(-crop // self._pad_to) * self._pad_to
-        images = {index: replace(each, labels=hide_unseen(each.labels, hidden)) for index, each in self._images.items()}
+        labels = {index: hide_unseen(each, hidden) for index, each in self._labels.items()}
         for index, encoded in pseudo.items():
             made = sample_labels(decode_label_map(encoded, "pseudo-labels")).astype(np.uint8)
-            images[index] = replace(images[index], labels=fill_void(images[index].labels, made))
-        yield from ahead(self._batch(images, batch, crop, seed) for batch in positions)
+            labels[index] = fill_void(labels[index], made)
+        yield from ahead(self._batch(labels, batch, crop, seed) for batch in positions)
 
     def _batch(
-        self, images: Mapping[int, CachedImage], batch: list[Position], crop: int, seed: int
+        self, all_labels: Mapping[int, UInt8], batch: list[Position], crop: int, seed: int
     ) -> tuple[list[Tensor], Tensor]:
-        windows = [self._window(images[position.index], position, crop, seed) for position in batch]
+        windows = [self._window(all_labels[position.index], position, crop, seed) for position in batch]
         maps = zip(*(window[0] for window in windows), strict=True)
         # stacked with channels last, as they lie in the file and as the network computes
         features = [torch.from_numpy(np.stack(arrays)).float().permute(0, 3, 1, 2) for arrays in maps]
@@ -183,34 +179,36 @@ class FeatureCache:
         return features, torch.from_numpy(labels.astype(np.int64))
 
     def _window(
-        self, image: CachedImage, position: Position, crop: int, seed: int
+        self, labels: UInt8, position: Position, crop: int, seed: int
     ) -> tuple[list[NDArray[np.float16]], UInt8]:
         rng = np.random.default_rng([seed, position.epoch, position.index])
         step = self._pad_to  # windows start on cells of every map and on labels
-        height, width = (-(-n * LABEL_STRIDE // step) * step for n in image.labels.shape)
+        height, width = (-(-n * LABEL_STRIDE // step) * step for n in labels.shape)
         top, left = (step * int(rng.integers(0, max(n - crop, 0) // step + 1)) for n in (height, width))
         mirror = rng.random() < 0.5
         arrays = []
-        offset = image.offset
-        for shape, stride in zip(image.shapes, self._strides, strict=True):
-            array = self._numbers[offset : offset + int(np.prod(shape))].reshape(shape)
-            offset += array.size
+        for array, stride in zip(self._features.maps(position.index), self._strides, strict=True):
             if stride is not None:
                 array = _cut(array, top // stride, left // stride, crop // stride, fill=0)
             arrays.append(array[:, ::-1] if mirror else array)
-        labels = _cut(image.labels, top // LABEL_STRIDE, left // LABEL_STRIDE, crop // LABEL_STRIDE, fill=VOID)
+        labels = _cut(labels, top // LABEL_STRIDE, left // LABEL_STRIDE, crop // LABEL_STRIDE, fill=VOID)
         return arrays, labels[:, ::-1] if mirror else labels
 
 
-def _write(file, arrays: list[NDArray[np.float16]], folder: Path) -> None:  # type: ignore[no-untyped-def]
-    try:
-        for array in arrays:
-            file.write(array.tobytes())
-    except OSError as error:
-        raise DataError(
-            f"{folder}: the feature cache of --frozen could not be written ({error.strerror}); free some space, "
-            "choose another --workspace, or train without --frozen"
-        ) from error
+def _vanishing(
+    folder: Path, net: SegmentationNet, data: Artifact, indices: NDArray[np.int64], **computing: Any
+) -> StoredFeatures:
+    """Compute features into a file without a name, that is gone when nobody reads it any more."""
+    with TemporaryDirectory(dir=folder, prefix=".features-") as temporary:
+        path = Path(temporary) / "features.h5"
+        try:
+            store_features(path, net, data, indices, **computing)
+        except ArtifactError as error:
+            raise DataError(
+                f"{folder}: the backbone features of --frozen could not be written; free some space, choose another "
+                "--workspace, or train without --frozen"
+            ) from error
+        return open_features(path)
 
 
 def _cut(array: NDArray, top: int, left: int, side: int, *, fill: float) -> NDArray:  # type: ignore[type-arg]

@@ -50,6 +50,14 @@ def cache_folder() -> Path:
     return Path(given) if given else platformdirs.user_cache_path("zsseg")
 
 
+def feature_folder() -> Path | None:
+    """Return where backbone features are kept: $ZSSEG_FEATURES, else in the cache folder; None for "none"."""
+    given = os.environ.get("ZSSEG_FEATURES")
+    if given == "none":
+        return None
+    return Path(given) if given else cache_folder() / "features"
+
+
 @dataclass(frozen=True)
 class FetchConfig:
     """Settings of `fetch-data`."""

@@ -13,7 +13,7 @@ from typing import Literal
 
 SCHEMA_VERSION = 1
 
-Kind = Literal["data", "labels", "split", "model", "scores", "predictions"]
+Kind = Literal["data", "labels", "split", "model", "scores", "predictions", "features"]
 
 
 @dataclass(frozen=True)
@@ -100,5 +100,11 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
         "areas": Field("int64", ("N", "C"), "pixels given to each class"),
         "mean_scores": Field("float32", ("N", "C"), "mean score of those pixels; NaN where there are none"),
         "readings": Field("str", ("N",), "JSON of regions and their nearest words, with --vocabulary", optional=True),
+    },
+    "features": {
+        "names": Field("str", ("C",), "class names of the data, in index order"),
+        "images": Field("int64", ("N",), "indices of the images in data, ascending"),
+        "shapes": Field("int32", ("N", "M", 3), "height, width and channels of each image's maps, finest first"),
+        "maps": Field("bytes", ("N",), "the maps' float16 numbers one after the other, channels last"),
     },
 }

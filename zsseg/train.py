@@ -37,10 +37,10 @@ from zsseg.artifacts import check_output, claim
 from zsseg.batches import FeatureCache, batch_positions, image_batches
 from zsseg.calibration import Calibration
 from zsseg.checkpoint import LAST, TEACHER, Journal
-from zsseg.config import PredictConfig, TrainConfig
+from zsseg.config import PredictConfig, TrainConfig, feature_folder
 from zsseg.dataset import normalise, read_image, training_labels
 from zsseg.errors import TrainingError
-from zsseg.hardware import autocast
+from zsseg.hardware import autocast, keep_freed_memory
 from zsseg.inference import label_map, score_image
 from zsseg.models import SegmentationNet
 from zsseg.objective import as_far_as, gate_loss, loss_function
@@ -127,6 +127,7 @@ def train(
         TrainingError: The loss is no longer finite, or there is nothing to train on.
     """
     check_output(out, force=force or resume)
+    keep_freed_memory()
     task = read_task(data, split, labels, config)
     with claim(out, force=force or resume), torch.random.fork_rng(devices=[]):
         journal = checkpoint.open_journal(task, out, resume=resume)
@@ -370,6 +371,8 @@ def _feature_cache(task: Task, net: SegmentationNet, folder: Path, progress: Pro
             folder=folder,
             precision=task.precision,
             progress=progress,
+            kept=feature_folder(),
+            settings=(task.config.model, task.config.backbone, task.config.dense_features),
         )
 
 

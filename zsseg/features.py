@@ -1,0 +1,203 @@
+"""Backbone features of photos, computed once and kept on the disk, so that a frozen backbone runs once in all.
+
+A features artifact holds the maps of each photo as float16 numbers, one row a photo: what one window of a batch is cut
+from is one read. It depends on the photos, the backbone's own parameters, how it is computed and on what machine, all
+of which `feature_key` digests into its name; not on split, labels, head, loss, class vectors or seed. No label is
+in it.
+
+Files are written and checked like every artifact: a killed command leaves none, and one that is damaged is computed
+again. They are for the machine: whoever deletes them loses nothing but time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zsseg import __version__
+from zsseg.artifacts import Artifact, create, open_artifact
+from zsseg.config import Precision
+from zsseg.dataset import normalise, read_image
+from zsseg.errors import ArtifactError
+from zsseg.hardware import autocast
+from zsseg.models import SegmentationNet
+from zsseg.progress import Progress
+
+log = logging.getLogger(__name__)
+
+LIMIT = 10 * 2**30  # bytes of all files that are kept; the ones that were used longest ago go first
+
+Maps = list[NDArray[np.float16]]
+
+
+class StoredFeatures:
+    """The features of some photos in an open features artifact.
+
+    Args:
+        artifact: Of the kind "features".
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        self._shapes = artifact.array("shapes").tolist()
+        self._rows = {index: row for row, index in enumerate(artifact.array("images").tolist())}
+
+    @property
+    def images(self) -> list[int]:
+        """Indices of the photos in their data artifact, ascending."""
+        return list(self._rows)
+
+    def raw(self, index: int) -> tuple[list[list[int]], bytes]:
+        """Return shapes and bytes of one photo's maps."""
+        row = self._rows[index]
+        return self._shapes[row], self._artifact.bytes_at("maps", row)
+
+    def maps(self, index: int) -> Maps:
+        """Return the feature maps of one photo, float16 (h, w, K) each, finest first."""
+        row = self._rows[index]
+        shapes, numbers = self._shapes[row], self._artifact.row("maps", row).view(np.float16)
+        ends = np.cumsum([height * width * channels for height, width, channels in shapes])
+        return [part.reshape(shape) for part, shape in zip(np.split(numbers, ends[:-1]), shapes, strict=True)]
+
+
+def feature_key(net: SegmentationNet, data: Artifact, settings: Sequence[object], precision: Precision) -> str:
+    """Return the digest of all that the features of a data artifact's photos depend on.
+
+    Args:
+        net: The model; only its backbone counts.
+        data: The photos.
+        settings: What the model was built with, as far as its `features` depend on it; JSON values.
+        precision: Of the backbone's computation.
+    """
+    sha = hashlib.sha256()
+    for module in net.backbone_modules():
+        for name, value in module.state_dict().items():
+            sha.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            sha.update(value.cpu().contiguous().numpy().tobytes())
+    device = next(net.parameters()).device.type
+    machine = (device, torch.get_num_threads(), torch.__version__, __version__)  # rounding may differ
+    described = [data.digest, type(net).__name__, *settings, net.mean, net.std, net.pad_to, precision, *machine]
+    sha.update(json.dumps(described).encode())
+    return sha.hexdigest()
+
+
+def store_features(
+    path: Path,
+    net: SegmentationNet,
+    data: Artifact,
+    indices: NDArray[np.int64],
+    *,
+    precision: Precision,
+    progress: Progress,
+) -> None:
+    """Compute the features of photos and write them; those that the file holds already are taken over.
+
+    Args:
+        path: The features artifact.
+        net: The model; only `features` runs.
+        data: The photos.
+        indices: Which photos.
+        precision: Of the backbone's computation.
+        progress: Told of each photo.
+
+    Raises:
+        ArtifactError: The file cannot be written.
+    """
+    with contextlib.ExitStack() as opened:
+        old = _opened(path, opened)
+        had = set(old.images) if old else set()
+        wanted = sorted(had | {int(index) for index in indices})
+        inputs = {"data": data.digest}
+        with create(path, "features", params={"precision": precision}, inputs=inputs, force=True) as writer:
+            shapes = []
+            for index in progress.track(wanted, "backbone features", len(wanted)):
+                shape, encoded = old.raw(index) if old and index in had else _computed(net, data, index, precision)
+                writer.append("maps", encoded)
+                shapes.append(shape)
+            writer.put("names", data.strings("names"))
+            writer.put("images", wanted)
+            writer.put("shapes", shapes)
+
+
+def open_features(path: Path) -> StoredFeatures:
+    """Open features that were written by this process.
+
+    Raises:
+        ArtifactError: They are gone or damaged.
+    """
+    return StoredFeatures(open_artifact(path, "features", verify=False))
+
+
+def kept_features(
+    folder: Path,
+    net: SegmentationNet,
+    data: Artifact,
+    indices: NDArray[np.int64],
+    *,
+    settings: Sequence[object],
+    precision: Precision,
+    progress: Progress,
+) -> StoredFeatures:
+    """Return the features of photos from the folder where they are kept; what it lacks is computed and added.
+
+    Raises:
+        ArtifactError: The folder cannot be written.
+    """
+    path = folder / f"{feature_key(net, data, settings, precision)[:32]}.h5"
+    with contextlib.suppress(ArtifactError):  # missing or damaged
+        stored = StoredFeatures(open_artifact(path, "features"))
+        if set(indices.tolist()) <= set(stored.images):
+            log.info("backbone features: taken from %s", path.name)
+            os.utime(path)
+            return stored
+    store_features(path, net, data, indices, precision=precision, progress=progress)
+    log.info("backbone features: kept in %s (%.1f GB), which may be deleted at will", folder, path.stat().st_size / 1e9)
+    stored = open_features(path)
+    _make_room(folder, keep=path)
+    return stored
+
+
+def _opened(path: Path, opened: contextlib.ExitStack) -> StoredFeatures | None:
+    """Return the features that a file holds, None where it is missing or damaged."""
+    with contextlib.suppress(ArtifactError):
+        return StoredFeatures(opened.enter_context(open_artifact(path, "features")))
+    return None
+
+
+def _computed(net: SegmentationNet, data: Artifact, index: int, precision: Precision) -> tuple[list[list[int]], bytes]:
+    """Return shapes and bytes of one photo's maps."""
+    device = next(net.parameters()).device
+    with torch.inference_mode(), autocast(precision, device):
+        pixels = torch.from_numpy(read_image(data, index))[None].to(device)
+        maps = net.features(net.pad(normalise(pixels, net.mean, net.std)))
+    arrays = [each[0].permute(1, 2, 0).to("cpu", torch.float16).contiguous().numpy() for each in maps]
+    return [list(each.shape) for each in arrays], b"".join(each.tobytes() for each in arrays)
+
+
+def _make_room(folder: Path, *, keep: Path) -> None:
+    """Remove the files that were used longest ago, until all of them together are within `LIMIT`."""
+    files = sorted(_sizes(folder), key=lambda each: each[1])
+    total = sum(size for _, _, size in files)
+    for path, _, size in files:
+        if total <= LIMIT:
+            return
+        if path != keep:
+            path.unlink(missing_ok=True)
+            total -= size
+            log.info("backbone features: removed %s to stay within %.0f GB", path.name, LIMIT / 1e9)
+
+
+def _sizes(folder: Path) -> Iterator[tuple[Path, float, int]]:
+    for path in folder.glob("*.h5"):
+        with contextlib.suppress(OSError):  # another command may remove it at the same time
+            found = path.stat()
+            yield path, found.st_mtime, found.st_size
