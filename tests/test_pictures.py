@@ -8,7 +8,7 @@ import pytest
 from zsseg.classes import VOC_NAMES
 from zsseg.errors import DataError
 from zsseg.images import UInt8, colour, overlay, voc_palette
-from zsseg.pictures import TINY_SIDE, contact_sheet, fitted, legend_overlay, side_by_side
+from zsseg.pictures import SIGHT, TINY_SIDE, contact_sheet, fitted, lab, legend_overlay, palette, side_by_side
 
 
 def holds(picture: UInt8, shade: UInt8 | tuple[int, int, int]) -> int:
@@ -126,3 +126,42 @@ def test_contact_sheet_holds_all_pictures() -> None:
         sheet = contact_sheet(tiles, columns=columns)
         assert [holds(sheet, (10 * index,) * 3) for index in range(12)] == [40 * (30 + index) for index in range(12)]
     assert 0.8 < contact_sheet(tiles).shape[1] / contact_sheet(tiles).shape[0] < 2.2
+
+
+def test_the_safe_palette_keeps_classes_apart_for_everybody() -> None:
+    """Whichever cone a reader lacks, 21 classes are much farther apart than in VOC's colours, the first 8 clearly."""
+
+    def nearest(colours: UInt8) -> float:
+        apart = []
+        for sight in SIGHT:
+            points = lab(colours, sight)
+            distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+            apart.append(distances[~np.eye(len(points), dtype=bool)].min())
+        return float(min(apart))
+
+    safe = palette("safe")
+    assert len(np.unique(safe, axis=0)) == 256
+    assert safe[0].tolist() == [0, 0, 0]
+    assert nearest(safe[:8]) > 25
+    assert nearest(safe[:21]) > 3 * nearest(voc_palette()[:21])
+    np.testing.assert_array_equal(palette("voc"), voc_palette())
+
+
+def test_sight_without_a_cone_confuses_what_it_should() -> None:
+    """Full sight gives CIELAB's own values, and a reader without red cones sees no hue between red and green."""
+    white, red = lab(np.array([[255, 255, 255], [255, 0, 0]], np.uint8), "full")
+    np.testing.assert_allclose(white, (100, 0, 0), atol=0.1)
+    np.testing.assert_allclose(red, (53.24, 80.09, 67.20), atol=0.1)
+    pair = np.array([[200, 60, 60], [110, 110, 50]], np.uint8)
+    distance = {sight: np.linalg.norm(np.subtract(*lab(pair, sight)[:, 1:])) for sight in SIGHT}
+    assert distance["deuteranopia"] < 0.4 * distance["full"]
+
+
+def test_colours_can_be_handed_in() -> None:
+    """Overlay and legend use the colours that they are given."""
+    label_map = np.full((150, 200), 5, dtype=np.uint8)
+    colours = palette("safe")
+    drawn = legend_overlay(photo(150, 200), label_map, VOC_NAMES, colours=colours)
+    np.testing.assert_array_equal(drawn[:150, :200], overlay(photo(150, 200), label_map, colours=colours))
+    assert holds(drawn[150:], colours[5]) > 50
+    assert holds(drawn, voc_palette()[5]) == 0

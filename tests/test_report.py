@@ -177,6 +177,7 @@ def test_refusals(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ([], ReportConfig(), ArtifactError, "no artifact to report on"),
         ([data, data], ReportConfig(), ArtifactError, "a second data beside .*; a report takes one artifact of a kind"),
         ([data], ReportConfig(limit=0), SettingError, "--limit 0: expected 1 or more photos"),
+        ([data], ReportConfig(words=70_000), SettingError, "--words 70000: expected 0 to 60,000"),
         ([tmp_path / "none.h5"], ReportConfig(), ArtifactError, "no such file"),
         ([data, write_split(tmp_path / "other.h5")], ReportConfig(), ArtifactError, "disagree: class 1 is"),
         ([space / "labels.h5"], ReportConfig(space="umap"), SettingError, "needs the package umap-learn"),
@@ -279,14 +280,25 @@ def test_fine_grids_are_averaged() -> None:
         assert interpolated(cells, *place, 0) == pytest.approx(2.0, abs=1e-3)
 
 
+def test_words_are_the_nearest_of_each_cell() -> None:
+    """Each cell's words are those with the smallest distance to its embedding, smallest first."""
+    rng = np.random.default_rng(0)
+    words = gallery.Words(tuple("abcdefgh"), rng.normal(size=(8, 3)).astype(np.float32))
+    embeddings = torch.from_numpy(rng.normal(size=(3, 2, 4)).astype(np.float32))
+    found = gallery.embed(ScoreGrid(embeddings, 16, (32, 64), (32, 64)), words)
+    assert (found.rows, found.columns) == (2, 4)
+    for row, column in np.ndindex(2, 4):
+        distances = ((embeddings[:, row, column].numpy() - words.vectors) ** 2).sum(axis=1)
+        assert found.words[row, column].tolist() == np.argsort(distances)[: gallery.NEAREST_WORDS].tolist()
+
+
 def test_samples_come_from_every_class() -> None:
     """A class of few cells is sampled as often as the background, void cells never, and truth is the place's own."""
     truth = np.zeros((64, 64), dtype=np.uint8)
     truth[:8, :16], truth[32:] = 3, 255
-    scores = torch.zeros(5, 8, 8)
-    cells = gallery.best_classes(ScoreGrid(scores, 8, (64, 64), (64, 64)))
     embeddings = np.arange(2 * 64, dtype=np.float32).reshape(2, 8, 8)
-    found = gallery.sample(embeddings, cells, truth, truth, count=4, rng=np.random.default_rng(0))
+    embedded = gallery.Embedded(embeddings, 8.0, 8.0, np.zeros((8, 8, 1), np.uint16))
+    found = gallery.sample(embedded, truth, truth, count=4, rng=np.random.default_rng(0))
     assert sorted(set(found.truth.tolist())) == [0, 3]
     for place, vector in zip(found.places, found.embeddings, strict=True):
         np.testing.assert_array_equal(vector, embeddings[:, int(place[1] * 8), int(place[0] * 8)])
@@ -335,8 +347,10 @@ def test_fifty_photos_take_less_than_twenty_megabytes(data_root: Path) -> None:
         truth = decode_label_map(voc / "SegmentationClass" / f"{name}.png", name)
         scores = torch.randn(21, 64, 64, generator=torch.Generator().manual_seed(0))
         cells = gallery.best_classes(ScoreGrid(scores, 8, (512, 512), (512, 512)))
-        cells = gallery.Cells(**{**vars(cells), "words": np.ones((64, 64, gallery.NEAREST_WORDS), np.uint16)})
-        each = gallery.exhibit(name, photo, truth, np.where(truth == 255, 0, truth), classes=21, cells=cells)
+        words = np.ones((64, 64, gallery.NEAREST_WORDS), np.uint16)
+        embedded = gallery.Embedded(np.zeros((2, 64, 64), np.float32), 64.0, 64.0, words)
+        predicted = np.where(truth == 255, 0, truth)
+        each = gallery.exhibit(name, photo, truth, predicted, classes=21, cells=cells, embedded=embedded)
         from zsseg.report import _exhibited
 
         sizes.append(len(json.dumps(_exhibited(each))))

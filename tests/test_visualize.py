@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
+from zsseg import tables
 from zsseg import visualize as drawing
-from zsseg.artifacts import create
+from zsseg.artifacts import create, open_artifact
 from zsseg.classes import VOC_NAMES
 from zsseg.config import PictureConfig
 from zsseg.errors import ArtifactError, SettingError
 from zsseg.images import UInt8, colour, decode_image, encode_label_map, voc_palette
+from zsseg.pictures import palette
+from zsseg.progress import SILENT
 from zsseg.projection import principal_plane
 from zsseg.schema import Kind
-from zsseg.visualize import PICTURES, fits, visualize
+from zsseg.visualize import PICTURES, fits, preview, visualize
 
 NAMES = ("background", "cow", "price in $ or $", "traffic_light", "猫")  # a formula, if taken as one
 UNSEEN = (1, 3)
@@ -318,7 +325,7 @@ def test_scores_without_a_pixel(tmp_path: Path) -> None:
     """A confusion matrix of zeros is an error, not an empty picture."""
     with pytest.raises(ArtifactError, match="holds no scored pixel"):
         visualize(write_scores(tmp_path / "s.h5", np.zeros((5, 5), dtype=int)), tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_predictions_beside_photo_and_truth(each_kind: dict[str, Path], tmp_path: Path) -> None:
@@ -360,7 +367,7 @@ def test_photos_that_do_not_belong_are_refused(each_kind: dict[str, Path], tmp_p
         visualize(each_kind["predictions"], tmp_path / "out", data=renamed)
     with pytest.raises(ArtifactError, match="holds 'labels', expected 'data'"):
         visualize(each_kind["predictions"], tmp_path / "out", data=each_kind["labels"])
-    assert not list((tmp_path / "out").iterdir())
+    assert not list((tmp_path / "out").glob("*"))
     assert fits(each_kind["predictions"], each_kind["data"])
     for unfit in (others, renamed, each_kind["labels"], tmp_path / "none.h5"):
         assert not fits(each_kind["predictions"], unfit)
@@ -403,3 +410,112 @@ def test_real_photos_and_vectors(data_root: Path, tmp_path: Path) -> None:
         warnings.simplefilter("error")
         paths = visualize(data, tmp_path / "out") + visualize(labels, tmp_path / "out")
     assert len(paths) == 4
+
+
+@pytest.mark.parametrize("kind", list(PICTURES))
+def test_each_kind_is_drawn_as_svg(each_kind: dict[str, Path], kind: str, tmp_path: Path) -> None:
+    """An SVG of each picture is well-formed, loads nothing from elsewhere, and is the same each time."""
+    paths = draw(each_kind, kind, tmp_path / "out", config=PictureConfig(format="svg"))
+    assert [path.name for path in paths] == [Path(name).with_suffix(".svg").name for name in PICTURES[kind]]
+    for path in paths:
+        root = ElementTree.fromstring(path.read_bytes())
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        links = [value for node in root.iter() for key, value in node.attrib.items() if key.endswith("href")]
+        assert all(link.startswith(("#", "data:")) for link in links)
+    again = draw(each_kind, kind, tmp_path / "again", config=PictureConfig(format="svg"))
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_an_svg_of_photos_holds_their_pixels(each_kind: dict[str, Path], tmp_path: Path) -> None:
+    """The picture inside an SVG is the PNG that is drawn otherwise."""
+    png = visualize(each_kind["predictions"], tmp_path / "png")[0].read_bytes()
+    svg = visualize(each_kind["predictions"], tmp_path / "svg", PictureConfig(format="svg"))[0].read_text()
+    assert base64.b64encode(png).decode() in svg
+
+
+def test_labels_of_an_svg_stand_beside_their_points(tmp_path: Path) -> None:
+    """Names are placed in the SVG as in the PNG, whose dots are of another size."""
+    names = ["left", "right", "top"]
+    vectors = np.array([[0.0, 0.0], [9.0, 0.0], [4.0, 3.0]])
+    path = visualize(write_labels(tmp_path / "l.h5", names, vectors), tmp_path / "o", PictureConfig(format="svg"))[0]
+    root = ElementTree.fromstring(path.read_bytes())
+    width, height = (float(root.attrib[side].removesuffix("pt")) for side in ("width", "height"))
+    space = "{http://www.w3.org/2000/svg}"
+    dots = [(float(use.attrib["x"]), float(use.attrib["y"])) for use in root.iter(f"{space}use")
+            if "x" in use.attrib and "fill: #0072b2" in use.attrib.get("style", "")]  # fmt: skip
+    found = [
+        re.search(r"translate\(([\d.]+) ([\d.]+)\)", node.attrib.get("transform", ""))
+        for node in root.iter(f"{space}g")
+    ]
+    texts = [(float(each[1]), float(each[2])) for each in found if each]
+    assert len(dots) >= 3
+    for x, y in dots[:3]:
+        assert 0 < x < width
+        assert min(np.hypot(x - left, y - base) for left, base in texts) < 45
+    assert height > 0
+
+
+def test_a_safe_palette_recolours_label_maps(each_kind: dict[str, Path], tmp_path: Path) -> None:
+    """With the safe palette a prediction is drawn in its colours, not in VOC's."""
+    sheet = read(visualize(each_kind["predictions"], tmp_path / "o", PictureConfig(limit=1, palette="safe"))[0])
+    assert near(sheet, tuple(palette("safe")[1])) > 500
+    assert near(sheet, tuple(voc_palette()[1])) == 0
+
+
+def test_a_split_counts_its_parts(each_kind: dict[str, Path], tmp_path: Path) -> None:
+    """Bars of a split are of the photos that it names; its unseen classes are coloured."""
+    with open_artifact(each_kind["split"], "split") as split, open_artifact(each_kind["data"], "data") as data:
+        photos, pixels = drawing._counted(data, {part: split.array(part).tolist() for part in ("train", "val")}, SILENT)
+    maps = label_maps(3)
+    for row, index in enumerate((0, 1)):
+        expected = np.bincount(maps[index][maps[index] != 255].ravel(), minlength=len(NAMES))
+        np.testing.assert_array_equal(pixels[row], expected)
+        np.testing.assert_array_equal(photos[row], expected > 0)
+    drawn = read(draw(each_kind, "split", tmp_path / "out")[0])
+    assert min(near(drawn, shade) for shade in (BLUE, (0, 0x9E, 0x73), VERMILLION)) > 20
+
+
+def test_a_split_of_other_data_is_refused(each_kind: dict[str, Path], tmp_path: Path) -> None:
+    """A split is drawn with the data that it was made from only, which `fits` knows."""
+    other = write_data(tmp_path / "other.h5", ["x", "y", "z"])
+    with open_artifact(other, "data") as data:
+        digest = data.digest
+    with create(tmp_path / "s.h5", "split", params={"policy": "drop"}, inputs={"data": digest}) as writer:
+        for name, values in (("names", NAMES), ("seen", [0, 2, 4]), ("unseen", UNSEEN), ("train", [0]), ("val", [9])):
+            writer.put(name, values)
+    assert fits(tmp_path / "s.h5", other)
+    assert not fits(tmp_path / "s.h5", each_kind["data"])
+    with pytest.raises(ArtifactError, match="was made from another data artifact than"):
+        visualize(tmp_path / "s.h5", tmp_path / "out", data=each_kind["data"])
+    with pytest.raises(ArtifactError, match="holds 3 images, the split names image 9"):
+        visualize(tmp_path / "s.h5", tmp_path / "out", data=other)
+
+
+def test_a_preview_is_small_and_true(each_kind: dict[str, Path]) -> None:
+    """A preview has the terminal's width, two pixels a line, the shares of the whole map, and the photo where known."""
+    alone = preview(each_kind["predictions"], PictureConfig(limit=1), columns=40, split=each_kind["split"])
+    (first,) = alone.shown
+    assert first.picture.shape == (2 * 15, 40, 3)
+    assert first.label_map.shape == (15, 40)
+    assert first.shares == ((0, pytest.approx(42 / 60)), (1, pytest.approx(18 / 60)))
+    assert alone.unseen == frozenset(UNSEEN)
+    over = preview(each_kind["predictions"], PictureConfig(limit=1), columns=40, data=each_kind["data"])
+    assert np.abs(over.shown[0].picture.astype(int) - first.picture).max() > 50
+    with pytest.raises(ArtifactError, match="holds 'data'; --preview shows predictions"):
+        preview(each_kind["data"], columns=40)
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_a_preview_as_characters(each_kind: dict[str, Path], colours: bool) -> None:
+    """A terminal with colours gets half blocks, another one letters; the legend names classes and marks unseen ones."""
+    shown = preview(each_kind["predictions"], PictureConfig(limit=1), columns=40, split=each_kind["split"])
+    console = Console(width=60, color_system="truecolor" if colours else None, file=io.StringIO(), record=True)
+    console.print(tables.previewed(shown, colours=colours))
+    text = console.export_text()
+    assert "background 70.0%" in text
+    assert "cow (unseen) 30.0%" in text
+    lines = text.splitlines()
+    assert lines[0] == "a"
+    assert set(lines[1]) == ({"▀"} if colours else {"."})
+    assert len(lines[1]) == 40
+    assert colours or "a" * 40 in lines

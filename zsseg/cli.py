@@ -825,6 +825,14 @@ def visualize(
     json_file: JsonFile = None,
     force: Force = False,
     quiet: Quiet = False,
+    vectors: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Of a report: the word vectors that the model was trained with. May be given several times.",
+            show_default="found by name",
+        ),
+    ] = None,
 ) -> None:
     """Draw artifacts as pictures, as one HTML report, or in the terminal."""
     from zsseg import tables
@@ -833,7 +841,11 @@ def visualize(
     _check_json(json_file, force=force)
     if report is not None:
         settings = ReportConfig(limit or ReportConfig.limit, palette, space, words, device)
-        _write_report(report, artifact, workspace, settings, data=data, split=split, force=force, quiet=quiet)
+    from zsseg import report as reports
+        given = _in_report(artifact, workspace, data, split)
+        with _Bars(quiet) as bars:
+            made = reports.write_report(report, given, settings, vectors=vectors or (), force=force, progress=bars)
+        _report(json_file, _plain(made), tables.reported(made))
         return
     if not artifact:
         raise typer.BadParameter("name an artifact, or write a --report", param_hint="ARTIFACT")
@@ -849,38 +861,20 @@ def visualize(
                 _show(tables.previewed(shown, colours=console.color_system is not None))
                 continue
             folder = out or workspace / "pictures"
-            paths = drawing.visualize(each, folder, config, data=photos, split=parts, force=force, progress=bars)
-            for path in paths:
-                _show(str(path))
+            written += drawing.visualize(each, folder, config, data=photos, split=parts, force=force, progress=bars)
+    if not preview:
+        _report(json_file, _plain(written), "\n".join(map(str, written)))
 
 
-def _write_report(
-    out: Path,
-    given: list[Path] | None,
-    workspace: Path,
-    config: ReportConfig,
-    *,
-    data: Path | None,
-    split: Path | None,
-    force: bool,
-    quiet: bool,
-) -> None:
-    """Write the report of the artifacts given, else of those in the workspace."""
-    from zsseg import report, tables
-
-    named = [path for path in (data, split) if path is not None]
-    found = list(given or ())
-    if not found:
-        taken = {"data": data, "split": split}
-        kinds = ("data", "labels", "split", "model", "scores", "predictions")
-        found = [workspace / f"{kind}.h5" for kind in kinds if taken.get(kind) is None]
-        found = [path for path in found if path.exists()]
-    with _Bars(quiet) as bars:
-        summary = report.write_report(out, [*found, *named], config, force=force, progress=bars)
-    _show(tables.reported(summary))
+def _in_report(given: list[Path] | None, workspace: Path, data: Path | None, split: Path | None) -> list[Path]:
+    """Return the artifacts of a report: those given, else those in the workspace; --data and --split in any case."""
+    named = {"data": data, "split": split}
+    kinds = ("data", "labels", "split", "model", "scores", "predictions")
+    beside = [workspace / f"{kind}.h5" for kind in kinds if named.get(kind) is None]
+    return [*(given or filter(Path.exists, beside)), *filter(None, named.values())]
 
 
-@app.command()
+@app.command(epilog=_examples("zsseg info model.h5", "zsseg info *.h5 --json - | jq '.[].digest'"))
 def info(
     files: Annotated[list[Path], typer.Argument(metavar="FILE.h5...", help="Artifacts; - reads paths from stdin.")],
     json_file: JsonFile = None,

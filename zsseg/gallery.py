@@ -7,6 +7,7 @@ Conventions:
     to which they are rounded. A place is given as a fraction (u, v) of the picture's width and height; it lies at
     (u · columns − ½, v · rows − ½) of the grid, where rows and columns need not be whole. Cells in the padding that no
     place needs are cut off. Grids of more than `MAX_CELLS` cells are averaged two by two.
+    Words are those nearest to the embeddings by which `predict --vocabulary` tells them.
     Label maps are brought to the size of the picture, nearest; IoU and shares are of full size.
 """
 
@@ -23,11 +24,10 @@ from numpy.typing import NDArray
 
 from zsseg.calibration import Calibration
 from zsseg.classes import VOID
-from zsseg.dataset import normalise
-from zsseg.hardware import autocast
 from zsseg.images import UInt8, resize_image, resize_label_map
 from zsseg.inference import NEVER, Model, ScoreGrid, calibrate, nne_scores, predict_grid, score_image
 from zsseg.metrics import confusion, iou
+from zsseg.open_vocabulary import embed_image
 
 BEST = 8  # classes kept of each cell
 MAX_CELLS = 4096
@@ -50,7 +50,6 @@ class Cells:
         high: The highest.
         rows: How many cells the picture is high; not always whole.
         columns: How many it is wide.
-        words: Numbers of the words nearest to each cell's embedding, nearest first, uint16 (h, w, J); None without.
     """
 
     ids: UInt8
@@ -59,7 +58,23 @@ class Cells:
     high: float
     rows: float
     columns: float
-    words: NDArray[np.uint16] | None = None
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The embeddings of one photo by which words are told, on a grid that may be coarser than that of the scores.
+
+    Attributes:
+        embeddings: float32 (D, h, w).
+        rows: How many of its cells the picture is high.
+        columns: How many it is wide.
+        words: Numbers of the words nearest to each cell's embedding, nearest first, uint16 (h, w, J).
+    """
+
+    embeddings: Floats
+    rows: float
+    columns: float
+    words: NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -71,7 +86,7 @@ class Samples:
         truth: True class at each cell's centre, 255 where unknown, uint8 (S,).
         predicted: The predicted one, uint8 (S,).
         places: Fractions of the picture's width and height, float64 (S, 2).
-        words: As of `Cells`, uint16 (S, J).
+        words: As of `Embedded`, uint16 (S, J).
     """
 
     embeddings: Floats
@@ -93,6 +108,7 @@ class Exhibit:
         size: Height and width of the picture.
         full_size: Height and width of the photo itself.
         cells: What the model says of every place, or None.
+        embedded: Its embeddings and the words near them, or None.
         ious: IoU of each class in truth or prediction, by its id; empty without both.
         present: Ids of the classes in truth or prediction.
     """
@@ -104,6 +120,7 @@ class Exhibit:
     size: tuple[int, int]
     full_size: tuple[int, int]
     cells: Cells | None
+    embedded: Embedded | None
     ious: dict[int, float]
     present: tuple[int, ...]
 
@@ -129,6 +146,7 @@ def exhibit(
     *,
     classes: int,
     cells: Cells | None = None,
+    embedded: Embedded | None = None,
 ) -> Exhibit:
     """Bring what is known of a photo to the size of its picture and compare the two label maps.
 
@@ -139,6 +157,7 @@ def exhibit(
         predicted: uint8 (H, W), or None. One of the three is there.
         classes: How many classes.
         cells: What the model says, or None.
+        embedded: Its embeddings, or None.
 
     Raises:
         DataError: A label map holds a class that does not exist, or the two differ in size.
@@ -160,6 +179,7 @@ def exhibit(
         size=size,
         full_size=(int(full[0]), int(full[1])),
         cells=cells,
+        embedded=embedded,
         ious=ious,
         present=tuple(present),
     )
@@ -168,30 +188,31 @@ def exhibit(
 @torch.inference_mode()
 def look(
     model: Model, photo: UInt8, calibration: Calibration, words: Words | None, *, max_side: int
-) -> tuple[UInt8, Cells, Floats | None]:
+) -> tuple[UInt8, Cells, Embedded | None]:
     """Run a model on a photo.
 
     Args:
         model: Any model.
         photo: uint8 (H, W, 3).
         calibration: Applied to its scores.
-        words: Words to compare the embeddings with, or None.
+        words: Words to compare the embeddings with; None of a softmax model.
         max_side: Larger photos are scored at this long side, in pixels.
 
     Returns:
-        The predicted label map, uint8 (H, W); the best classes of each cell; and the embeddings behind the cells,
-        float32 (D, h, w), None of a softmax model.
+        The predicted label map, uint8 (H, W); the best classes of each cell; and the embeddings, None without words.
     """
     grid = score_image(model, photo, max_side=max_side)
     predicted = predict_grid(model, grid, calibration).label_map
     cells = best_classes(calibrate(grid, calibration))
-    embeddings = _embeddings(model, photo, grid)
-    if embeddings is None:
-        return predicted, cells, None
-    embeddings = _fewer(embeddings, grid)[0]
-    if words is not None:
-        cells = Cells(**{**vars(cells), "words": _nearest_words(embeddings, words)})
-    return predicted, cells, embeddings.numpy()
+    return predicted, cells, None if words is None else embed(embed_image(model, photo, max_side=max_side), words)
+
+
+def embed(grid: ScoreGrid, words: Words) -> Embedded:
+    """Find the words nearest to each cell of a grid that holds embeddings in the place of scores."""
+    embeddings, (rows, columns) = _fewer(grid.scores.cpu(), grid)
+    scores = nne_scores(embeddings, torch.from_numpy(words.vectors))
+    nearest = scores.topk(min(NEAREST_WORDS, len(words.texts)), dim=0).indices
+    return Embedded(embeddings.numpy(), rows, columns, nearest.permute(1, 2, 0).numpy().astype(np.uint16))
 
 
 def best_classes(grid: ScoreGrid) -> Cells:
@@ -223,38 +244,21 @@ def _fewer(maps: torch.Tensor, grid: ScoreGrid) -> tuple[torch.Tensor, tuple[flo
     return maps, (rows, columns)
 
 
-def _embeddings(model: Model, photo: UInt8, grid: ScoreGrid) -> torch.Tensor | None:
-    """Return the embeddings behind a grid, float32 (D, h, w); with a gate its head's, which name the class."""
-    if model.vectors is None:
-        return None
-    net = model.net
-    pixels = torch.from_numpy(resize_image(photo, grid.input_size))[None].to(model.device)
-    with autocast(model.precision, model.device):
-        outputs = net.head(net.features(net.pad(normalise(pixels, net.mean, net.std))))[0]
-    return outputs.float().cpu()
-
-
-def _nearest_words(embeddings: torch.Tensor, words: Words) -> NDArray[np.uint16]:
-    count = min(NEAREST_WORDS, len(words.texts))
-    scores = nne_scores(embeddings, torch.from_numpy(words.vectors))
-    return scores.topk(count, dim=0).indices.permute(1, 2, 0).numpy().astype(np.uint16)
-
-
 def sample(
-    embeddings: Floats, cells: Cells, truth: UInt8 | None, predicted: UInt8, *, count: int, rng: np.random.Generator
+    embedded: Embedded, truth: UInt8 | None, predicted: UInt8, *, count: int, rng: np.random.Generator
 ) -> Samples:
     """Choose cells of a photo at random, every class in it as likely as any other.
 
     Args:
-        embeddings: float32 (D, h, w).
-        cells: Of the same photo.
+        embedded: Of the photo.
         truth: uint8 (H, W), or None; void cells are not chosen.
         predicted: uint8 (H, W).
         count: How many at most.
         rng: What chooses.
     """
-    height, width = embeddings.shape[1:]
-    places = np.stack(np.meshgrid((np.arange(width) + 0.5) / cells.columns, (np.arange(height) + 0.5) / cells.rows), -1)
+    dims, height, width = embedded.embeddings.shape
+    across, down = (np.arange(width) + 0.5) / embedded.columns, (np.arange(height) + 0.5) / embedded.rows
+    places = np.stack(np.meshgrid(across, down), axis=-1)
     places = places.reshape(-1, 2).clip(0, 1 - 1e-9)
     at = (places[:, 1] * predicted.shape[0]).astype(int), (places[:, 0] * predicted.shape[1]).astype(int)
     known = np.full(len(places), VOID, dtype=np.uint8) if truth is None else truth[at]
@@ -263,13 +267,12 @@ def sample(
     sizes = np.bincount(classes, minlength=256)
     odds = 1 / sizes[classes[usable]]
     chosen = np.sort(rng.choice(usable, min(count, len(usable)), replace=False, p=odds / odds.sum()))
-    words = np.zeros((len(places), 0), np.uint16) if cells.words is None else cells.words.reshape(len(places), -1)
     return Samples(
-        embeddings=embeddings.reshape(len(embeddings), -1).T[chosen],
+        embeddings=embedded.embeddings.reshape(dims, -1).T[chosen],
         truth=known[chosen],
         predicted=predicted[at][chosen],
         places=places[chosen],
-        words=words[chosen],
+        words=embedded.words.reshape(len(places), -1)[chosen],
     )
 
 

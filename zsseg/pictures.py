@@ -29,6 +29,7 @@ PAPER = (255, 255, 255)
 INK = (30, 30, 30)
 BORDER = (110, 110, 110)  # round a swatch: class 0 is black, others are near white; a grey outside the palette
 GAP = 8
+DARKEST = 30  # lightness, of 100, of a class other than background
 LEVELS = 8  # of red, green and blue among the colours that `palette("safe")` chooses from
 
 # What a reader without one kind of cone sees, of linear RGB (Machado et al., severity 1); the first sees all.
@@ -54,13 +55,17 @@ def palette(name: Palette) -> UInt8:
         return voc_palette()
     steps = np.linspace(0, 255, LEVELS).round().astype(np.uint8)
     candidates = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3)
+    lightness = lab(candidates, "full")[:, 0]
+    # darker ones look like background over a photo; black and white, the first and the last, stay
+    candidates = candidates[(lightness == lightness.min()) | (lightness > DARKEST)]
     seen = np.stack([lab(candidates, sight) for sight in SIGHT])  # (4, K, 3)
     chosen = [0]
     nearest = np.minimum(_apart(seen, 0), _apart(seen, len(candidates) - 1))  # black and white
     while len(chosen) < 256:
         chosen.append(int(nearest.argmax()))
         nearest = np.minimum(nearest, _apart(seen, chosen[-1]))
-    return candidates[chosen]
+    colours: UInt8 = candidates[chosen]
+    return colours
 
 
 def lab(colours: UInt8, sight: str) -> NDArray[np.float64]:

@@ -34,7 +34,7 @@ from zsseg import __version__, artifacts
 from zsseg.artifacts import Artifact
 from zsseg.config import ReportConfig
 from zsseg.curve import counts_absent_as_zero, read_curve
-from zsseg.errors import ArtifactError, SettingError, ZssegError
+from zsseg.errors import ArtifactError, SettingError
 from zsseg.images import UInt8, decode_image, decode_label_map
 from zsseg.metrics import Scores, score
 from zsseg.pictures import palette
@@ -42,15 +42,14 @@ from zsseg.progress import SILENT, Progress
 from zsseg.projection import in_plane
 from zsseg.schema import SCHEMA, Kind
 from zsseg.sentences import is_encoder
-from zsseg.vectors import read_vocabulary
-from zsseg.words import concatenated, project
 
 if TYPE_CHECKING:  # torch is loaded only where a model looks at photos
-    from zsseg.gallery import Cells, Exhibit, Samples, Words
+    from zsseg.gallery import Cells, Embedded, Exhibit, Samples, Words
 
 log = logging.getLogger(__name__)
 
 JPEG_QUALITY = 80
+MAX_WORDS = 60_000  # with the classes they are numbered by a uint16
 LOSS_POINTS = 600  # of the training curve; more steps are averaged
 SUMMARY = (
     ("seen mIoU", "seen_miou"),
@@ -88,6 +87,7 @@ def write_report(
     given: Sequence[Path],
     config: ReportConfig | None = None,
     *,
+    vectors: Sequence[Path] = (),
     force: bool = False,
     progress: Progress = SILENT,
 ) -> ReportSummary:
@@ -99,6 +99,7 @@ def write_report(
             place, by the settings that scores, or else predictions, record; with data and predictions the predicted
             label maps.
         config: Settings.
+        vectors: Files of the word vectors that the class vectors were made from, where they are not found by name.
         force: Whether an existing file may be replaced.
         progress: Counts the photos.
 
@@ -111,13 +112,16 @@ def write_report(
     config = config or ReportConfig()
     if config.limit < 1:
         raise SettingError(f"--limit {config.limit}: expected 1 or more photos to show")
+    if not 0 <= config.words <= MAX_WORDS:
+        raise SettingError(f"--words {config.words}: expected 0 to {MAX_WORDS:,}")
     if not given:
         raise ArtifactError("no artifact to report on; name some, or run in their folder (--workspace)")
     artifacts.check_output(out, force=force)
     with ExitStack() as opened:
         sources = _open(given, opened)
         notes = _mismatches(sources)
-        content = _content(sources, config, notes, progress)
+        words = _words(sources, config, vectors, notes)
+        content = _content(sources, words, config, notes, progress)
     page = render(content)
     artifacts.write_file(out, page)
     for note in notes:
@@ -152,11 +156,10 @@ def _mismatches(sources: Given) -> list[str]:
     ]
 
 
-def _content(sources: Given, config: ReportConfig, notes: list[str], progress: Progress) -> Json:
+def _content(sources: Given, words: Words | None, config: ReportConfig, notes: list[str], progress: Progress) -> Json:
     """Gather all that the page shows."""
     names = next(iter(sources.values())).strings("names")
     unseen: list[int] = next((each.array("unseen").tolist() for each in sources.values() if "unseen" in each), [])
-    words = _words(sources, config, notes)
     exhibits, samples = _gallery(sources, words, config, notes, progress)
     result = _scored(sources["scores"]) if "scores" in sources else None
     return {
@@ -262,42 +265,39 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 # The joint space
 
 
-def _words(sources: Given, config: ReportConfig, notes: list[str]) -> Words | None:
-    """Return the words to compare places with: class names first, then those of the labels' own word vectors."""
-    holder = sources.get("labels") or sources.get("model")
+def _words(sources: Given, config: ReportConfig, vectors: Sequence[Path], notes: list[str]) -> Words | None:
+    """Return the words to compare places with: class names first, then those of the class vectors' own sources."""
+    holder = sources.get("model") or sources.get("labels")
     if holder is None or "vectors" not in holder:
         return None
     from zsseg.gallery import Words
 
-    names, vectors = holder.strings("names"), holder.array("vectors")
-    more, added = _vocabulary(sources["labels"], config, notes) if "labels" in sources else ([], vectors[:0])
-    keep = [row for row, word in enumerate(more) if word not in set(names)]
-    return Words((*names, *(more[row] for row in keep)), np.concatenate([vectors, added[keep]]).astype(np.float32))
+    names, classes = holder.strings("names"), holder.array("vectors")
+    more, added = _vocabulary(sources, config, vectors, notes)
+    keep = [row for row, word in enumerate(more) if len(word) > 2 and word not in set(names)]
+    return Words((*names, *(more[row] for row in keep)), np.concatenate([classes, added[keep]]).astype(np.float32))
 
 
-def _vocabulary(labels: Artifact, config: ReportConfig, notes: list[str]) -> tuple[list[str], NDArray[np.float32]]:
-    """Return the most frequent words that all sources of the class vectors have, and their place in the joint space."""
-    none: tuple[list[str], NDArray[np.float32]] = [], labels.array("vectors")[:0]
-    sources = [str(source) for source in labels.params.get("vectors", [])]
-    if not config.words or not sources or any(map(is_encoder, sources)):
+def _vocabulary(
+    sources: Given, config: ReportConfig, vectors: Sequence[Path], notes: list[str]
+) -> tuple[list[str], NDArray[np.float32]]:
+    """Return the most frequent words and their place in the joint space; none, with a note, where they are not here."""
+    from zsseg import recipe as recipes
+
+    holder = sources.get("labels") or sources["model"]
+    none: tuple[list[str], NDArray[np.float32]] = [], holder.array("vectors")[:0]
+    if not config.words or "data" not in sources or "model" not in sources:
         return none
-    digests = labels.params.get("sha256", [])
+    labels = sources["labels"].path if "labels" in sources else None
+    folders = tuple(dict.fromkeys((holder.path.parent, sources["model"].path.parent, Path())))
     try:
-        known = [read_vocabulary(source, wanted=(), frequent=2 * config.words) for source in sources]
-        same = [each.sha256 for each in known] == digests
-    except ZssegError:
-        same = False
-    if not same:
-        notes.append(f"nearest words are class names alone: {', '.join(sources)} of {labels.path.name} not found here")
+        recipe = recipes.read_recipe(sources["model"].path, labels)
+        if any(map(is_encoder, recipe.settings.get("vectors", ()))):
+            raise SettingError("a sentence encoder reads every word by itself, which would take minutes")
+        return recipes.frequent_words(config.words, recipe, recipes.Places(tuple(vectors), folders))
+    except (ArtifactError, SettingError) as error:
+        notes.append(f"nearest words are class names alone: {error}")
         return none
-    words = [word for word in known[0].rows if _is_word(word) and all(word in each for each in known)][: config.words]
-    units = [np.array([each.unit(word) for word in words]).reshape(len(words), -1) for each in known]
-    mean, axes = labels.array("mean"), labels.array("components")
-    return words, project(concatenated(units), mean, axes, labels.params["normalize"]).astype(np.float32)
-
-
-def _is_word(token: str) -> bool:
-    return len(token) > 2 and token.replace("_", "").isalpha()
 
 
 def _space(sources: Given, samples: Mapping[str, Any] | None, config: ReportConfig) -> Json | None:
@@ -384,11 +384,12 @@ def _looked_at(
         photo, truth = _photo_and_truth(data, places.get(name), name)
         if photo is None:
             continue
-        predicted, cells, embeddings = gallery.look(model, photo, calibration, known, max_side=settings["max_side"])
-        exhibits.append(gallery.exhibit(name, photo, truth, predicted, classes=len(model.names), cells=cells))
-        if embeddings is not None:
+        predicted, cells, embedded = gallery.look(model, photo, calibration, known, max_side=settings["max_side"])
+        shown = gallery.exhibit(name, photo, truth, predicted, classes=len(model.names), cells=cells, embedded=embedded)
+        exhibits.append(shown)
+        if embedded is not None:
             count = -(-gallery.SAMPLES // len(chosen))
-            samples.append(gallery.sample(embeddings, cells, truth, predicted, count=count, rng=rng))
+            samples.append(gallery.sample(embedded, truth, predicted, count=count, rng=rng))
     return exhibits, samples
 
 
@@ -442,13 +443,13 @@ def _exhibited(each: Exhibit) -> Json:
         "truth": None if each.truth is None else run_lengths(each.truth),
         "predicted": None if each.predicted is None else run_lengths(each.predicted),
         "cells": None if each.cells is None else _packed(each.cells),
+        "words": None if each.embedded is None else _packed_words(each.embedded),
         "ious": {str(index): _number(value) for index, value in each.ious.items()},
         "present": list(each.present),
     }
 
 
 def _packed(cells: Cells) -> Json:
-    words = cells.words
     return {
         "height": cells.ids.shape[0],
         "width": cells.ids.shape[1],
@@ -459,8 +460,18 @@ def _packed(cells: Cells) -> Json:
         "high": cells.high,
         "ids": _base64(cells.ids.tobytes()),
         "scores": _base64(cells.scores.astype("<u2").tobytes()),
-        "words": None if words is None else _base64(words.astype("<u2").tobytes()),
-        "nearest": 0 if words is None else words.shape[2],
+    }
+
+
+def _packed_words(embedded: Embedded) -> Json:
+    height, width, nearest = embedded.words.shape
+    return {
+        "height": height,
+        "width": width,
+        "nearest": nearest,
+        "rows": embedded.rows,
+        "columns": embedded.columns,
+        "numbers": _base64(embedded.words.astype("<u2").tobytes()),
     }
 
 

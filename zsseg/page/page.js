@@ -62,7 +62,7 @@ function bytes(base64) {
   return out;
 }
 
-function words16(base64) {
+function numbers16(base64) {
   const raw = bytes(base64);
   const out = new Uint16Array(raw.length / 2);
   for (let i = 0; i < out.length; i++) out[i] = raw[2 * i] | (raw[2 * i + 1] << 8);
@@ -483,7 +483,7 @@ function drawSpace(showPlace) {
 
 function labelMap(packed, size) {
   if (packed === null) return null;
-  const values = bytes(packed.values), lengths = words16(packed.lengths), out = new Uint8Array(size);
+  const values = bytes(packed.values), lengths = numbers16(packed.lengths), out = new Uint8Array(size);
   let at = 0;
   values.forEach((value, i) => { out.fill(value, at, at + lengths[i]); at += lengths[i]; });
   return out;
@@ -494,8 +494,9 @@ function unpacked(photo) {
   if (!photo.maps) {
     const size = photo.width * photo.height;
     photo.maps = { truth: labelMap(photo.truth, size), predicted: labelMap(photo.predicted, size) };
-    const cells = photo.cells;
-    photo.grid = cells && { ...cells, ids: bytes(cells.ids), scores: words16(cells.scores), words: cells.words && words16(cells.words) };
+    const { cells, words } = photo;
+    photo.grid = cells && { ...cells, ids: bytes(cells.ids), scores: numbers16(cells.scores) };
+    photo.near = words && { ...words, numbers: numbers16(words.numbers) };
   }
   return photo;
 }
@@ -529,11 +530,11 @@ function scoresAt(grid, u, v) {
   }).sort((one, other) => other.score - one.score || one.id - other.id);
 }
 
-function wordsAt(grid, u, v) {
-  if (!grid.words) return [];
-  const row = clamp(Math.floor(v * grid.rows), 0, grid.height - 1), column = clamp(Math.floor(u * grid.columns), 0, grid.width - 1);
-  const start = (row * grid.width + column) * grid.nearest;
-  return Array.from(grid.words.slice(start, start + grid.nearest), (word) => DATA.words[word]);
+// The words nearest to the embedding of the cell that holds a place.
+function wordsAt(near, u, v) {
+  const row = clamp(Math.floor(v * near.rows), 0, near.height - 1), column = clamp(Math.floor(u * near.columns), 0, near.width - 1);
+  const start = (row * near.width + column) * near.nearest;
+  return Array.from(near.numbers.slice(start, start + near.nearest), (word) => DATA.words[word]);
 }
 
 function drawGallery() {
@@ -654,8 +655,7 @@ function drawGallery() {
       if (mine && ranked.length > 1) out.push(el("div", { id: "place-runner-up" }, `score ${number(mine.score)}, runner-up `, named(ranked[1].id), ` ${number(ranked[1].score)}`));
       out.push(el("ol", { id: "place-scores" }, ...ranked.slice(0, 5).map(({ id, score }) => el("li", { class: UNSEEN.has(id) ? "unseen" : "" },
         named(id), el("span", { "aria-hidden": "true" }, el("span", { class: "bar", style: { width: clamp((100 * (score - low)) / (high - low || 1), 2, 100) + "%" } })), el("span", { class: "value" }, number(score))))));
-      const near = wordsAt(photo.grid, u, v);
-      if (near.length) out.push(el("div", { id: "place-words" }, el("span", { class: "soft" }, "nearest words: "), near.join(", ")));
+      if (photo.near) out.push(el("div", { id: "place-words" }, el("span", { class: "soft" }, "nearest words: "), wordsAt(photo.near, u, v).join(", ")));
     }
     return out;
   }
