@@ -819,12 +819,6 @@ def visualize(
         int,
         typer.Option(min=0, max=60_000, help="Of a report: how many frequent words to find the nearest among."),
     ] = ReportConfig.words,
-    device: DeviceOption = ReportConfig.device,
-    workspace: Workspace = Path(),
-    out: Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/pictures")] = None,
-    json_file: JsonFile = None,
-    force: Force = False,
-    quiet: Quiet = False,
     vectors: Annotated[
         list[Path] | None,
         typer.Option(
@@ -833,15 +827,21 @@ def visualize(
             show_default="found by name",
         ),
     ] = None,
+    device: DeviceOption = ReportConfig.device,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="Folder of the pictures.", show_default="WORKSPACE/pictures")] = None,
+    json_file: JsonFile = None,
+    force: Force = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw artifacts as pictures, as one HTML report, or in the terminal."""
+    from zsseg import report as reports
     from zsseg import tables
     from zsseg import visualize as drawing
 
     _check_json(json_file, force=force)
     if report is not None:
         settings = ReportConfig(limit or ReportConfig.limit, palette, space, words, device)
-    from zsseg import report as reports
         given = _in_report(artifact, workspace, data, split)
         with _Bars(quiet) as bars:
             made = reports.write_report(report, given, settings, vectors=vectors or (), force=force, progress=bars)
