@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny import write_folder, zsseg
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -21,4 +22,16 @@ def data_root() -> Path:
     root = Path(os.environ.get("ZSSEG_TEST_DATA", default)).resolve()
     if not root.is_dir():
         pytest.skip(f"no real data at {root}; set ZSSEG_TEST_DATA")
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a workspace with a tiny model, gate and anchors included, and its photos in images/; not to be changed."""
+    root = tmp_path_factory.mktemp("trained")
+    write_folder(root / "set")
+    at = ("--workspace", root)
+    zsseg("fetch-data", "folder", "--root", root / "set", *at)
+    zsseg("train", "--dim", "10", "--unseen", "cow,sheep", "--epochs", "2", "--precision", "float32", *at)
+    (root / "images").symlink_to(root / "set" / "images")
     return root

@@ -173,4 +173,4 @@ def test_import_zsseg_loads_no_heavy_package() -> None:
     """`import zsseg` is quick; `zsseg.load` loads what it needs."""
     code = f"import sys, zsseg; print(zsseg.__all__, *[name for name in {HEAVY!r} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "['__version__', 'load']"
+    assert result.stdout.strip() == "['Model', 'Result', '__version__', 'load']"

@@ -78,6 +78,12 @@ class Places:
     files: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a named file that is not there."""
+        for file in self.files:
+            if not file.is_file():
+                raise SettingError(f"--vectors {file}: no such file")
+
 
 @dataclass(frozen=True)
 class _Named:
@@ -299,8 +305,6 @@ def _find(name: str, sha256: str, places: Places) -> Path:
         SettingError: There is none; the message says which file it is, and how to name it.
     """
     for file in places.files:
-        if not file.is_file():
-            raise SettingError(f"--vectors {file}: no such file")
         with file.open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() == sha256:
                 return file
