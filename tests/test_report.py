@@ -114,7 +114,7 @@ def opened(browser: Any, path: Path, **options: Any) -> Shown:
     """Open a report from disk, with no network."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, offline=True, **options)
     page = context.new_page()
-    page.set_default_timeout(5000)
+    page.set_default_timeout(60_000)  # a machine may be busy
     shown = Shown(page, [], [])
     page.on("console", lambda message: shown.complaints.append(message.text))
     page.on("pageerror", lambda error: shown.complaints.append(str(error)))
