@@ -28,6 +28,7 @@ from zsseg.inference import (
     class_scores,
     contest,
     label_map,
+    nearest_classes,
     nne_scores,
     predict_grid,
     score_tiles,
@@ -336,3 +337,15 @@ def test_as_rgb_refuses_dtypes(dtype: type) -> None:
     """An array of another dtype is an error with its dtype."""
     with pytest.raises(DataError, match=f"dtype {np.dtype(dtype)}"):
         as_rgb(np.zeros((5, 7, 3), dtype))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("cells", "classes", "count"), [(3, 7, 7), (300, 1000, 5), (1, 64, 1), (5, 20000, 8)])
+def test_nearest_of_many_classes(cells: int, classes: int, count: int) -> None:
+    """In blocks come the same classes, in the same order, as by all distances."""
+    generator = torch.Generator().manual_seed(cells)
+    embeddings, vectors = (torch.randn(rows, 6, generator=generator) for rows in (cells, classes))
+    scores, ids = nearest_classes(embeddings, vectors, count)
+    distances = torch.cdist(embeddings.double(), vectors.double())
+    assert torch.equal(ids, distances.topk(count, dim=1, largest=False).indices)
+    lengths = embeddings.square().sum(dim=1, keepdim=True)
+    torch.testing.assert_close((lengths - 2 * scores).double(), distances.gather(1, ids).square(), atol=1e-4, rtol=1e-4)

@@ -40,7 +40,9 @@ from zsseg.models.gate import gated_scores
 
 log = logging.getLogger(__name__)
 
-TILE = 2**21  # scores in one tile: C × rows × W; 8 MB stay in cache
+TILE = 2**18  # scores in one tile: C × rows × W; 1 MB stays in a core's own cache
+GROUP = 64  # classes whose best score is kept, of many
+CELLS = 256  # embeddings that many classes are compared with at a time
 DISTANCE_FLOOR = 1e-12  # a distance of 0 has no ratio to others
 NEVER = -1e9  # the score of a class that cannot be predicted; finite, so that interpolation stays finite
 
@@ -244,6 +246,36 @@ def nne_scores(embeddings: Tensor, vectors: Tensor) -> Tensor:
     return (products - vectors.square().sum(dim=1, keepdim=True) / 2).reshape(-1, height, width)
 
 
+def nearest_classes(embeddings: Tensor, vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the nearest of many class vectors, exactly, in blocks that stay in the processor's cache.
+
+    Only the best score of every `GROUP` classes is kept at first; the nearest `count` classes lie in the `count` groups
+    of the largest of these.
+
+    Args:
+        embeddings: float32 (P, D).
+        vectors: Class vectors, float32 (C, D).
+        count: How many, at most C.
+
+    Returns:
+        Scores w_c·f − ½‖w_c‖², float32 (P, count), largest first, and the classes' ids, int64 (P, count).
+    """
+    padding = -len(vectors) % GROUP
+    half = F.pad(vectors.square().sum(dim=1) / 2, (0, padding), value=torch.inf)
+    padded = F.pad(vectors, (0, 0, 0, padding))
+    groups = min(count, len(half) // GROUP)
+    found = []
+    for cells in embeddings.split(CELLS):
+        blocks = zip(padded.split(CELLS * GROUP // 2), half.split(CELLS * GROUP // 2), strict=True)
+        best = [torch.addmm(-h, cells, block.T).unflatten(1, (-1, GROUP)).amax(dim=2) for block, h in blocks]
+        chosen = torch.cat(best, dim=1).topk(groups, dim=1).indices  # (P, groups)
+        ids = (chosen[..., None] * GROUP + torch.arange(GROUP, device=chosen.device)).flatten(1)
+        scores = (padded[ids] @ cells[..., None])[..., 0] - half[ids]
+        top = scores.topk(count, dim=1)
+        found.append((top.values, ids.gather(1, top.indices)))
+    return torch.cat([values for values, _ in found]), torch.cat([ids for _, ids in found])
+
+
 @torch.inference_mode()
 def score_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     """Run the network on one image and score every class on the coarse grid."""
@@ -297,13 +329,43 @@ def score_tiles(grid: ScoreGrid) -> Iterator[tuple[slice, Tensor]]:
     """
     classes = grid.scores.shape[0]
     height, width = grid.size
+    step = max(1, TILE // (classes * width))
+    if grid.size == grid.input_size and grid.stride % 2 == 0:
+        yield from _bands(grid, max(1, step // grid.stride))
+        return
     left, right, x = _neighbours(width, grid.input_size[1], grid.stride, grid.scores.shape[2], grid.scores)
     wide = torch.lerp(grid.scores[:, :, left], grid.scores[:, :, right], x)  # (C, h, W)
     top, bottom, y = _neighbours(height, grid.input_size[0], grid.stride, grid.scores.shape[1], grid.scores)
-    step = max(1, TILE // (classes * width))
     for start in range(0, height, step):
         rows = slice(start, min(start + step, height))
         yield rows, torch.lerp(wide[:, top[rows]], wide[:, bottom[rows]], y[rows, None])
+
+
+def _bands(grid: ScoreGrid, count: int) -> Iterator[tuple[slice, Tensor]]:
+    """Upsample by the whole stride, so many bands between two rows of cells at a time.
+
+    The pixels of all bands lie at the same places between their cells, so nothing has to be looked up.
+    """
+    stride, (height, width) = grid.stride, grid.size
+    share = (torch.arange(stride, dtype=grid.scores.dtype, device=grid.scores.device) + 0.5) / stride
+    columns, change = _bordered(grid.scores, dim=2)
+    wide = torch.addcmul(columns[..., None], change[..., None], share).flatten(2)[..., stride // 2 :][..., :width]
+    cells, rise = _bordered(wide, dim=1)
+    y = share[:, None]
+    for first in range(0, rise.shape[1], count):
+        band = slice(first, first + count)
+        scores = torch.addcmul(cells[:, band, None], rise[:, band, None], y).flatten(1, 2)
+        start = first * stride - stride // 2
+        rows = slice(max(start, 0), min(start + scores.shape[1], height))
+        if rows.start < rows.stop:
+            yield rows, scores[:, rows.start - start : rows.stop - start]
+
+
+def _bordered(maps: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the cell before each gap between cells and how much the next one differs; the border repeats itself."""
+    length = maps.shape[dim]
+    before = torch.cat([maps.narrow(dim, 0, 1), maps], dim)
+    return before, torch.cat([maps, maps.narrow(dim, length - 1, 1)], dim) - before
 
 
 def _neighbours(length: int, input_length: int, stride: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -362,8 +424,7 @@ def decide(scores: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
         float32 (rows, W) and int64 (rows, W).
     """
     if not calibration.top2:
-        best = scores.max(dim=0)
-        return best.values, best.indices
+        return _highest(scores)
     two = _two_best(_before(scores, calibration))
     best = scores.gather(0, two).max(dim=0)
     return best.values, two.gather(0, best.indices[None])[0]
@@ -410,11 +471,8 @@ def _best(scores: Tensor, ids: Sequence[int], calibration: Calibration) -> tuple
 
     Behind a gate it is the best of those that pass; where none does, its score is −inf.
     """
-    best = scores[ids[0]].clone()
-    chosen = torch.full_like(best, ids[0], dtype=torch.int32)
-    for index in ids[1:]:
-        chosen = torch.where(scores[index] > best, index, chosen)
-        torch.maximum(best, scores[index], out=best)
+    best, place = _highest(scores[list(ids)])
+    chosen = torch.tensor(list(ids), dtype=torch.int32, device=scores.device)[place]
     if not calibration.top2:
         return best, chosen
     two = _two_best(_before(scores, calibration))
@@ -423,6 +481,23 @@ def _best(scores: Tensor, ids: Sequence[int], calibration: Calibration) -> tuple
     passing = torch.where(known[two], scores.gather(0, two), -torch.inf).max(dim=0)
     winner = two.gather(0, passing.indices[None])[0].to(torch.int32)
     return passing.values, torch.where(passing.values.isneginf(), chosen, winner)
+
+
+def _highest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest of the scores at each pixel and which it is, the first of equals, float32 and int64 (rows, W).
+
+    `max(dim=0)` looks numbers up one by one; comparing all with the maximum and summing up places is several times
+    quicker. Where two are equal the places are looked up after all.
+    """
+    best = scores.amax(dim=0)
+    is_best = torch.eq(scores, best, out=torch.empty_like(scores)).flatten(1)  # as numbers: bool is slower to write
+    places = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
+    place, count = torch.stack([places, torch.ones_like(places)]) @ is_best
+    ids = place.long()
+    equal = (count != 1).nonzero()[:, 0]
+    if len(equal):
+        ids[equal] = scores.flatten(1)[:, equal].max(dim=0).indices
+    return best, ids.reshape(best.shape)
 
 
 def _two_best(scores: Tensor) -> Tensor:

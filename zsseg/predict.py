@@ -401,7 +401,7 @@ def _write_pictures(pictures: Path, name: str, image: UInt8, found: Prediction, 
     label_map, overlay = _targets(pictures, name)
     label_map.write_bytes(encode_label_map(found.label_map))
     drawn = legend_overlay(image, found.label_map, found.names, unseen=unseen)
-    overlay.write_bytes(encode_png(drawn))
+    overlay.write_bytes(encode_png(drawn, effort=1))
 
 
 def _shares(areas: NDArray[np.int64]) -> tuple[tuple[int, float], ...]:
