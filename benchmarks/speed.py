@@ -1,0 +1,386 @@
+"""How fast zsseg is beside what people run today: the table of docs/performance.md.
+
+    python benchmarks/speed.py [--json FILE] [--only NAME] [--repeats 5]
+
+Needs `pip install zsseg[bench]`, and `pip install --no-deps torchfcn`, whose models do not need its dependencies.
+
+Both sides of a row are processes of their own, which take turns, so that a shared machine disturbs both alike and the
+peak memory of each is its own (ru_maxrss, with the libraries). Seconds are medians; a ratio is peer / ours. What both
+computed is compared in the same run, within the row's tolerance. Names:
+
+    fcn32s-step-50, fcn8s-forward-100, ...   beside pytorch-fcn as it is (float32, padding of 100, D × D deconvolution)
+    nne                                      512 × 512 label map of 21 classes beside upsampling, then cdist
+    nne-400k                                 five nearest of 400,000 words on a 64 × 64 grid, beside cdist, then topk
+    confusion                                scoring beside torchmetrics
+    data                                     data.h5 beside loose files through PIL
+    growth                                   seconds against pixels, classes, dims and images; no peer
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from zsseg import bilinear, losses
+from zsseg.artifacts import create, open_artifact
+from zsseg.dataset import LABEL_STRIDE, normalise, read_image, sample_labels
+from zsseg.hardware import autocast, choose_device, choose_precision, keep_freed_memory
+from zsseg.images import decode_label_map, encode_label_map
+from zsseg.inference import ScoreGrid, label_map, nne_scores
+from zsseg.metrics import confusion
+from zsseg.models import build
+
+HEIGHT, WIDTH, CLASSES = 375, 500, 21
+PHOTOS = 64
+DEVICE = choose_device("auto")
+Side = tuple[Callable[[], Any], str]  # one run of the work, whose result is compared
+FCN = [(model, work) for model in ("fcn32s", "fcn8s") for work in ("step", "forward")]
+ROWS = [f"{model}-{work}-{dim}" for model, work in FCN for dim in (20, 50, 100)]
+ROWS += ["nne", "nne-400k", "confusion", "data"]
+TOLERANCE = {
+    "step": "first loss within 1 %", "forward": "shape of the output", "nne": "99.99 % of the pixels",
+    "nne-400k": "99.9 % of the words", "confusion": "equal", "data": "equal",
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run the rows and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", help="rows whose name begins so")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--side", nargs=2, metavar=("ROW", "WHO"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        serve(*given.side)
+        return
+    rows = [row(name, given.repeats) for name in ROWS if not given.only or name.startswith(given.only)]
+    growth = growth_curves() if not given.only or given.only == "growth" else {}
+    about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if given.json:
+        given.json.write_text(json.dumps({"machine": about, "rows": rows, "growth": growth}, indent=1))
+    print(about)
+    print("| row | ours, s | peer, s | ratio | ours, MB | peer, MB | same | tolerance |")
+    print("|---|---|---|---|---|---|---|---|")
+    for each in rows:
+        sizes = f"{each['ratio']:.1f} | {each['ours_mb']:.0f} | {each['peer_mb']:.0f}"
+        seconds = f"{each['ours']:.4g} | {each['peer']:.4g}"
+        print(f"| {each['name']} | {seconds} | {sizes} | {each['same']} | {each['tolerance']} |")
+    for name, curve in growth.items():
+        print(name, ", ".join(f"{size:,}: {seconds:.4g} s" for size, seconds in curve))
+
+
+def row(name: str, repeats: int) -> dict[str, Any]:
+    """Let both sides of a row take turns."""
+    sides = {who: Process(name, who) for who in ("ours", "peer")}
+    for _ in range(repeats + 1):
+        for side in sides.values():
+            side.once()
+    ours, peer = (statistics.median(side.seconds[1:]) for side in sides.values())
+    results = [side.finish() for side in sides.values()]
+    work = name if name in TOLERANCE else name.split("-")[1]
+    return {
+        "name": name, "ours": ours, "peer": peer, "ratio": peer / ours, "ours_mb": results[0]["mb"],
+        "peer_mb": results[1]["mb"], "same": agree(work, results[0]["result"], results[1]["result"]),
+        "tolerance": TOLERANCE[work],
+    }  # fmt: skip
+
+
+class Process:
+    """One side of a row in a process of its own."""
+
+    def __init__(self, name: str, who: str) -> None:
+        command = [sys.executable, __file__, "--side", name, who]
+        self.seconds: list[float] = []
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._read()
+
+    def once(self) -> None:
+        """Let it work once."""
+        self.seconds.append(self._ask("go"))
+
+    def finish(self) -> dict[str, Any]:
+        """Return its peak memory and its result."""
+        answer: dict[str, Any] = self._ask("end")
+        self._process.wait()
+        return answer
+
+    def _ask(self, word: str) -> Any:
+        assert self._process.stdin is not None
+        print(word, file=self._process.stdin, flush=True)
+        return self._read()
+
+    def _read(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def serve(name: str, who: str) -> None:
+    """Be one side of a row: work once for each line that comes."""
+    keep_freed_memory() if who == "ours" else None
+    torch.manual_seed(0)
+    work = make(name, who)
+    print("0", flush=True)
+    result: Any = None
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        start = time.perf_counter()
+        found = work()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        print(time.perf_counter() - start, flush=True)
+        result = found if result is None else result  # of the first run: later training steps differ
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if DEVICE.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+    print(json.dumps({"mb": memory, "result": np.asarray(result).tolist()}), flush=True)
+
+
+def make(name: str, who: str) -> Callable[[], Any]:
+    """Return the work of one side."""
+    if name.startswith("fcn"):
+        model, work, dim = name.split("-")
+        return (our_fcn if who == "ours" else peer_fcn)(model, work, int(dim))
+    return {"nne": nne, "nne-400k": nearest_words, "confusion": scoring, "data": data_path}[name](who == "ours")
+
+
+def agree(work: str, ours: Any, peer: Any) -> bool:
+    """Compare the results of both sides."""
+    one, two = np.asarray(ours), np.asarray(peer)
+    match work:
+        case "step":
+            return bool(abs(one - two) <= 0.01 * abs(two))
+        case "nne" | "nne-400k":
+            return bool((one == two).mean() >= (0.9999 if work == "nne" else 0.999))
+        case _:
+            return bool(np.array_equal(one, two))
+
+
+# --- FCN --------------------------------------------------------------------------------------------------------------
+
+
+def photo() -> tuple[Tensor, Tensor, Tensor]:
+    """Return a photo, uint8 (1, H, W, 3), its labels in blocks, (1, H, W), and a maker of class vectors' noise."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, (HEIGHT // 25, WIDTH // 25)).repeat(25, 0).repeat(25, 1)
+    pixels = rng.integers(0, 256, (1, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    return (
+        torch.from_numpy(pixels).to(DEVICE),
+        torch.from_numpy(labels)[None].to(DEVICE),
+        torch.arange(CLASSES).to(DEVICE),
+    )
+
+
+def unit_vectors(dim: int) -> Tensor:
+    """Return class vectors of length 1."""
+    drawn = torch.randn(CLASSES, dim, generator=torch.Generator().manual_seed(1))
+    return F.normalize(drawn, dim=1).to(DEVICE)
+
+
+def our_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
+    """Return a training step or forward pass as `zsseg train` does it."""
+    net = build(model, dim).to(DEVICE, memory_format=torch.channels_last).train(work == "step")  # type: ignore[arg-type]
+    precision = choose_precision("auto", DEVICE)
+    pixels, labels, seen = photo()
+    vectors = unit_vectors(dim)
+    sampled = torch.from_numpy(sample_labels(labels[0].cpu().numpy().astype(np.uint8)))[None].to(DEVICE)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def outputs() -> Tensor:
+        with autocast(precision, DEVICE):
+            return net(normalise(pixels, net.mean, net.std)).float()
+
+    def step() -> float:
+        grid = outputs()
+        height, width = (length * net.stride // LABEL_STRIDE for length in grid.shape[2:])
+        padded = F.pad(sampled, (0, width - sampled.shape[2], 0, height - sampled.shape[1]), value=255)
+        loss = losses.mse(grid, padded, vectors, seen)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    def forward() -> list[int]:
+        with torch.inference_mode():
+            grid = outputs()
+            size = [length * net.stride for length in grid.shape[2:]]
+            return [*bilinear.upsample(grid, torch.Size(size))[:, :, :HEIGHT, :WIDTH].shape]
+
+    return step if work == "step" else forward
+
+
+def peer_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
+    """Return the same of pytorch-fcn, with the same loss on its full-size output."""
+    sys.modules.setdefault("fcn", types.ModuleType("fcn"))  # downloads weights, and needs chainer
+    package = types.ModuleType("torchfcn")
+    import importlib.util
+
+    spec = importlib.util.find_spec("torchfcn")
+    assert spec is not None
+    package.__path__ = list(spec.submodule_search_locations or [])
+    sys.modules["torchfcn"] = package  # its __init__ asks for scikit-image and more, its models do not
+    from torchfcn.models import FCN8s, FCN32s  # type: ignore[import-not-found]
+
+    net = {"fcn32s": FCN32s, "fcn8s": FCN8s}[model](n_class=dim).to(DEVICE).train(work == "step")
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.out_channels != dim:
+            torch.nn.init.kaiming_normal_(module.weight)
+    pixels, labels, _ = photo()
+    vectors = unit_vectors(dim)
+    images = (pixels.permute(0, 3, 1, 2).float() - 128).contiguous()
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-10, momentum=0.99, weight_decay=5e-4)  # its own example's
+
+    def step() -> float:
+        targets = vectors[labels].permute(0, 3, 1, 2)
+        loss = (net(images) - targets).square().sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return float(loss.detach())
+
+    def forward() -> list[int]:
+        with torch.no_grad():
+            return [*net(images).shape]
+
+    return step if work == "step" else forward
+
+
+# --- prediction, scoring, data ----------------------------------------------------------------------------------------
+
+
+def nne(ours: bool) -> Callable[[], Any]:
+    """Return the label map of 512 × 512 pixels from 50-dim embeddings on a 64 × 64 grid."""
+    maps, vectors = torch.randn(1, 50, 64, 64).to(DEVICE), torch.randn(CLASSES, 50).to(DEVICE)
+
+    def by_grid() -> Any:
+        return label_map(ScoreGrid(nne_scores(maps[0], vectors), 8, (512, 512), (512, 512)))
+
+    def by_pixel() -> Any:
+        fine = F.interpolate(maps, size=(512, 512), mode="bilinear", align_corners=False)
+        return torch.cdist(fine[0].flatten(1).T, vectors).argmin(dim=1).reshape(512, 512).cpu().numpy()
+
+    return torch.inference_mode()(by_grid if ours else by_pixel)
+
+
+def nearest_words(ours: bool) -> Callable[[], Any]:
+    """Return the five nearest of 400,000 words for each of 64 × 64 cells."""
+    from zsseg.inference import nearest_classes
+
+    cells, words = torch.randn(64 * 64, 50).to(DEVICE), F.normalize(torch.randn(400_000, 50), dim=1).to(DEVICE)
+
+    def by_distance() -> Any:
+        found = [torch.cdist(part, words).topk(5, largest=False).indices for part in cells.split(256)]
+        return torch.cat(found).cpu().numpy()
+
+    return torch.inference_mode()((lambda: nearest_classes(cells, words, 5)[1].cpu().numpy()) if ours else by_distance)
+
+
+def scoring(ours: bool) -> Callable[[], Any]:
+    """Return the confusion matrix of sixteen label maps."""
+    rng = np.random.default_rng(0)
+    truth, found = (rng.integers(0, CLASSES, (16, HEIGHT, WIDTH), dtype=np.uint8) for _ in range(2))
+    truth[:, :20] = 255
+
+    def by_torchmetrics() -> Any:
+        from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+        pairs = zip(torch.from_numpy(found).long(), torch.from_numpy(truth).long(), strict=True)
+        return sum(multiclass_confusion_matrix(a, b, CLASSES, ignore_index=255) for a, b in pairs).numpy()
+
+    return (
+        (lambda: sum(confusion(a, b, CLASSES) for a, b in zip(truth, found, strict=True))) if ours else by_torchmetrics
+    )
+
+
+def data_path(ours: bool) -> Callable[[], Any]:
+    """Return the sum of all pixels and labels of `PHOTOS` photos read from the disk."""
+    folder = tempfile.TemporaryDirectory()
+    root, rng = Path(folder.name), np.random.default_rng(0)
+    photos, maps = [], []
+    for _ in range(PHOTOS):
+        buffer = io.BytesIO()
+        noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
+        noise.save(buffer, format="JPEG", quality=90)
+        photos.append(buffer.getvalue())
+        maps.append(encode_label_map(rng.integers(0, CLASSES, (15, 20), dtype=np.uint8).repeat(25, 0).repeat(25, 1)))
+    for index in range(PHOTOS):
+        (root / f"{index}.jpg").write_bytes(photos[index])
+        (root / f"{index}.png").write_bytes(maps[index])
+    with create(root / "data.h5", "data", params={}, inputs={}) as writer:
+        writer.put("names", [str(index) for index in range(CLASSES)])
+        writer.put("ids", [str(index) for index in range(PHOTOS)])
+        writer.put("images", photos)
+        writer.put("label_maps", maps)
+        writer.put("sizes", np.tile([HEIGHT, WIDTH], (PHOTOS, 1)))
+        writer.put("train", np.arange(PHOTOS))
+        writer.put("val", [])
+    data = open_artifact(root / "data.h5", "data", verify=False)
+
+    def from_artifact() -> list[int]:
+        pairs = [(read_image(data, i), decode_label_map(data.bytes_at("label_maps", i), "")) for i in range(PHOTOS)]
+        return [sum(int(array.sum()) for array in each) for each in zip(*pairs, strict=True)]
+
+    def from_files() -> list[int]:
+        pairs = [
+            (np.array(Image.open(root / f"{i}.jpg").convert("RGB")), np.array(Image.open(root / f"{i}.png")))
+            for i in range(PHOTOS)
+        ]
+        return [sum(int(array.sum()) for array in each) for each in zip(*pairs, strict=True)]
+
+    def work() -> list[int]:
+        assert folder  # lives as long as this does
+        return from_artifact() if ours else from_files()
+
+    return work
+
+
+def growth_curves() -> dict[str, list[tuple[int, float]]]:
+    """Return seconds of a label map against pixels, classes and dims."""
+
+    def seconds(side: int, classes: int, dim: int) -> float:
+        maps, vectors = torch.randn(dim, side // 8, side // 8).to(DEVICE), torch.randn(classes, dim).to(DEVICE)
+        taken = []
+        for _ in range(4):
+            start = time.perf_counter()
+            label_map(ScoreGrid(nne_scores(maps, vectors), 8, (side, side), (side, side)))
+            taken.append(time.perf_counter() - start)
+        return statistics.median(taken[1:])
+
+    with torch.inference_mode():
+        return {
+            "pixels": [(side**2, seconds(side, CLASSES, 50)) for side in (256, 512, 1024, 2048)],
+            "classes": [(classes, seconds(512, classes, 50)) for classes in (21, 60, 120, 240)],
+            "dims": [(dim, seconds(512, CLASSES, dim)) for dim in (20, 50, 100, 300)],
+        }
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    known = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in known.read_text().splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    main()
