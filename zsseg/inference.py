@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 TILE = 2**18  # scores in one tile: C × rows × W; 1 MB stays in a core's own cache
 GROUP = 64  # classes whose best score is kept, of many
-CELLS = 256  # embeddings that many classes are compared with at a time
+CELLS, BLOCK = 256, 128 * GROUP  # so many embeddings are compared with so many classes at a time
 DISTANCE_FLOOR = 1e-12  # a distance of 0 has no ratio to others
 NEVER = -1e9  # the score of a class that cannot be predicted; finite, so that interpolation stays finite
 
@@ -265,9 +265,9 @@ def nearest_classes(embeddings: Tensor, vectors: Tensor, count: int) -> tuple[Te
     padded = F.pad(vectors, (0, 0, 0, padding))
     groups = min(count, len(half) // GROUP)
     found = []
-    for cells in embeddings.split(CELLS):
-        blocks = zip(padded.split(CELLS * GROUP // 2), half.split(CELLS * GROUP // 2), strict=True)
-        best = [torch.addmm(-h, cells, block.T).unflatten(1, (-1, GROUP)).amax(dim=2) for block, h in blocks]
+    for cells in torch.split(embeddings, CELLS):
+        blocks = zip(torch.split(padded, BLOCK), torch.split(half, BLOCK), strict=True)
+        best = [torch.addmm(-h, cells, block.T).view(len(cells), -1, GROUP).amax(dim=2) for block, h in blocks]
         chosen = torch.cat(best, dim=1).topk(groups, dim=1).indices  # (P, groups)
         ids = (chosen[..., None] * GROUP + torch.arange(GROUP, device=chosen.device)).flatten(1)
         scores = (padded[ids] @ cells[..., None])[..., 0] - half[ids]
