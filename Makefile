@@ -1,10 +1,11 @@
 # make demo   set up .venv, install, and run the seven commands on the built-in sample data
 # make test   the same environment with the test extras: lint, types, all tests
+# make kill   kill commands at random moments and check that nothing is lost, docs/reliability.md; some minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test kill clean
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
@@ -14,6 +15,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
+
+kill: $(VENV)/.installed-test
+	$(BIN)/python tests/kill.py resume --kills 20
+	$(BIN)/python tests/kill.py commands --kills 100
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,6 +1,6 @@
 """Kill zsseg commands at random moments, and check that nothing is lost; `make kill` runs the whole campaign.
 
-    python tests/kill.py resume --runs 20     killed training runs, each resumed to its end: the model's bytes must be
+    python tests/kill.py resume --kills 20    killed training runs, each resumed to its end: the model's bytes must be
                                               those of a run that was never killed
     python tests/kill.py commands --kills 100 kills of all commands: each output must be, byte for byte, the old file
                                               or the new one (an unfinished model must open), and the next run sweeps up
@@ -13,6 +13,7 @@ Signals are SIGKILL, and for `commands` SIGINT and SIGTERM besides, after which 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -43,7 +44,9 @@ RUNS = {
     ),
     "fine-tuned": ("--epochs", "3", "--fine-tune", "--calibration", "none", *QUICK, "1"),
 }  # fmt: skip
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums depend on how they are shared out
+
+
+FINISHED = "after the end"
 
 
 class WrongError(Exception):
@@ -59,13 +62,22 @@ class Ended:
     stderr: str
 
 
-def run(words: tuple[str, ...], *, stop: tuple[int, float] | None = None, fresh: bool = False) -> Ended:
-    """Run a command in a process of its own; `stop` sends a signal after so many seconds."""
+@dataclass
+class Stop:
+    """A signal that a process gets after so many seconds; with `written`, since it first wrote that model."""
+
+    signal: int
+    seconds: float
+    written: Path | None = None
+
+
+def run(words: tuple[str, ...], *, stop: Stop | None = None, fresh: bool = False) -> Ended:
+    """Run a command in a process of its own."""
     with tempfile.TemporaryFile("w+") as stderr:
         started = time.monotonic()
         if fresh:
             process = subprocess.Popen(
-                [sys.executable, "-m", "zsseg", *words], stdout=subprocess.DEVNULL, stderr=stderr, env=ENVIRONMENT
+                [sys.executable, "-m", "zsseg", *words], stdout=subprocess.DEVNULL, stderr=stderr
             ).pid
         else:
             process = _fork(words, stderr.fileno())
@@ -97,16 +109,30 @@ def _fork(words: tuple[str, ...], stderr: int) -> int:
         os._exit(code)
 
 
-def _wait(process: int, stop: tuple[int, float] | None) -> int:
-    end = time.monotonic() + (stop[1] if stop else 600)
-    while stop and time.monotonic() < end:
+def _wait(process: int, stop: Stop | None) -> int:
+    """Wait for the end of a process, or stop it in time; return its exit code, or minus the signal that ended it."""
+    if stop is None:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    before = _written(stop.written)
+    end = None if stop.written else time.monotonic() + stop.seconds
+    while end is None or time.monotonic() < end:
         pid, status = os.waitpid(process, os.WNOHANG)
         if pid:
             return os.waitstatus_to_exitcode(status)
+        if end is None and _written(stop.written) != before:
+            end = time.monotonic() + stop.seconds
         time.sleep(0.002)
-    if stop:
-        os.kill(process, stop[0])
+    os.kill(process, stop.signal)
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def _written(out: Path | None) -> list[int]:
+    """Return when a model was last written, under its final name or the hidden one."""
+    times = []
+    for path in () if out is None else (out, out.with_name(f".{out.name}.unfinished")):
+        with contextlib.suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime_ns)
+    return times
 
 
 def whole(words: tuple[str, ...]) -> Ended:
@@ -130,38 +156,48 @@ def make_workspace(folder: Path) -> Path:
 # --- resume -----------------------------------------------------------------------------------------------------------
 
 
-def check_resumes(space: Path, kills: int, rng: random.Random, names: tuple[str, ...]) -> dict[str, object]:
-    """Kill training `kills` times and resume it every time; each run that comes to its end must be the unkilled one."""
+def check_resumes(
+    space: Path, kills: int, rng: random.Random, names: tuple[str, ...], *, at_most: int
+) -> dict[str, object]:
+    """Kill each training run up to `at_most` times and resume it to its end: it must be the run never killed.
+
+    Three of four kills come after the first checkpoint that the process writes.
+    """
     expected, length = {}, {}
     for name in names:
         out = space / "whole.h5"
         length[name] = whole(("train", *RUNS[name], "--workspace", str(space), "--out", str(out), "--force")).seconds
         expected[name] = digest(out)
-        out.unlink()
-    done: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
     stages: Counter[str] = Counter()
-    killed = equal = 0
-    started = dict.fromkeys(names, False)
-    while killed < kills or any(started.values()):
-        name = names[killed % len(names)] if killed < kills else next(each for each in names if started[each])
-        out = space / f"{names.index(name)}.h5"
+    out = space / "killed.h5"
+    while stages.total() < kills:
+        name = names[runs.total() % len(names)]
         words = ("train", *RUNS[name], "--workspace", str(space), "--out", str(out), "-q")
-        words += ("--resume",) if started[name] else ("--force",)
-        after = rng.uniform(0.02, length[name])
-        ended = run(words, stop=(signal.SIGKILL, after) if killed < kills else None, fresh=killed % 5 == 4)
-        started[name] = True
-        if ended.code == -signal.SIGKILL:
-            killed += 1
+        resume, before = "--force", stages.total()
+        for _ in range(min(rng.randint(1, at_most), kills - stages.total())):
+            written = out if rng.random() < 0.75 else None
+            stop = Stop(signal.SIGKILL, rng.uniform(0.01, 0.7 * length[name]), written)
+            ended = run((*words, resume), stop=stop, fresh=stages.total() % 5 == 4)
+            if ended.code == 0:
+                break
+            if ended.code != -signal.SIGKILL:
+                raise WrongError(f"{name}: exit code {ended.code}: {ended.stderr}")
             stages[_stage(out)] += 1
-            continue
-        left = [each for each in leftovers(out.parent) if each.startswith(f".{out.name}.")]
-        if ended.code or digest(out) != expected[name] or left:
-            same = digest(out) == expected[name]
-            raise WrongError(f"{name}: exit code {ended.code}, same model: {same}, left over: {left}; {ended.stderr}")
-        done[name] += 1
-        equal += 1
-        started[name] = False
-    return {"kills": killed, "runs that came to their end": dict(done), "bit-identical": equal, "killed in": stages}
+            resume = "--resume"
+            if digest(out) == expected[name] and _stage(out) == FINISHED:
+                break
+        if stages.total() > before:
+            left: list[str] = []
+            if _stage(out) != FINISHED:
+                whole((*words, resume))
+                left = leftovers(space)
+            if digest(out) != expected[name] or left:
+                raise WrongError(f"{name}: same model: {digest(out) == expected[name]}, left over: {left}")
+            runs[name] += 1
+            log(f"{name}: the same model after {stages.total() - before} kills; {stages.total()} of {kills}")
+        out.unlink()
+    return {"kills": stages.total(), "bit-identical runs": runs, "killed in": stages}
 
 
 def _stage(out: Path) -> str:
@@ -172,6 +208,8 @@ def _stage(out: Path) -> str:
     if not path.exists():
         return "before the first checkpoint"
     with open_artifact(path, "model") as artifact:
+        if "optimizer" not in artifact:
+            return FINISHED
         return f"{artifact.params.get('stage', 'model')}, step {artifact.params['step']}"
 
 
@@ -233,11 +271,12 @@ def check_commands(space: Path, kills: int, rng: random.Random) -> dict[str, obj
         number += 1
         kind = rng.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGINT, signal.SIGTERM))
         words = each.variants[number % 2]
-        ended = run(words, stop=(kind, rng.uniform(0.01, each.seconds)), fresh=number % 5 == 4)
+        ended = run(words, stop=Stop(kind, rng.uniform(0.01, each.seconds)), fresh=number % 5 == 4)
         check_outputs(each, words)
         if ended.code == -kind or (kind != signal.SIGKILL and ended.code == 130):
             stopped += 1
             counts[each.name] += 1
+            log(f"{each.name}: {kind.name}; {stopped} of {kills}")
             by_signal[kind.name] += 1
             if kind != signal.SIGKILL and ended.code == 130 and "Traceback" in ended.stderr:
                 raise WrongError(f"zsseg {' '.join(words)}: {kind.name}: {ended.stderr}")
@@ -282,6 +321,11 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
 
+def log(line: str) -> None:
+    """Tell on stderr how far it is."""
+    sys.stderr.write(f"{line}\n")
+
+
 def preload() -> None:
     """Load what commands load, without starting a thread, so that forked processes need not."""
     from zsseg import embed, evaluate, fetch, predict, seeds, split, tables, train, visualize  # noqa: F401
@@ -292,17 +336,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("check", choices=("resume", "commands"))
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--each", type=int, default=1, help="resume: kills of one run, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=RUNS, action="append", help="resume: these runs alone")
     options = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # sums depend on how they are shared out
     preload()
     rng = random.Random(options.seed)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["ZSSEG_FEATURES"] = str(Path(folder, "features"))
         space = make_workspace(Path(folder))
         if options.check == "resume":
-            figures = check_resumes(space, options.kills, rng, tuple(options.only or RUNS))
+            names = tuple(options.only or RUNS)
+            figures = check_resumes(space, options.kills, rng, names, at_most=options.each)
         else:
             figures = check_commands(space, options.kills, rng)
     figures["seconds"] = round(time.monotonic() - started)

@@ -558,7 +558,12 @@ def train(
     checkpoint_every: Annotated[
         float, typer.Option(min=0.0, help="Minutes between writings of the unfinished model, at most.")
     ] = TrainConfig.checkpoint_every,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished model.")] = False,
+    checkpoint_steps: Annotated[
+        int | None, typer.Option(min=1, metavar="M", help="Write it every M steps, too.", show_default="by time only")
+    ] = TrainConfig.checkpoint_steps,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished model; where there is none, start.")
+    ] = False,
     data: DataFile = None,
     labels: LabelsFile = None,
     split: SplitFile = None,
@@ -582,10 +587,11 @@ def train(
         model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
         precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
         calibrate_on, _listed(val_classes), max_seen_loss, self_train, rounds, gate, anchors,
+        checkpoint_steps,
     )  # fmt: skip
     given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
     if resume:
-        config = replace(checkpoint.recorded_config(files.out), **given)
+        config = replace(checkpoint.recorded_config(files.out) or config, **given)
     if config.seed + seeds - 1 > MAX_SEED:
         raise SettingError(f"--seed {config.seed} --seeds {seeds}: the last seed is above {MAX_SEED}; lower --seed")
     runs = repeats.plan(files.out, range(config.seed, config.seed + seeds), force=force, resume=resume, given=given)

@@ -118,6 +118,7 @@ def obtain(download: Download, folder: Path, *, progress: Progress = SILENT) -> 
             raise DataError(f"{path}: {_mismatch(path, download)}; remove it and run the command again")
         return path
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with locked(path):
             return path if path.exists() else _from_mirrors(download, path, progress)
     except ArtifactError as error:
