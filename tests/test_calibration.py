@@ -430,3 +430,13 @@ def test_eval_and_predict_use_the_model_s_calibration(
     assert recorded == {
         "model": ("stacking", parameter), "none": ("none", 0.0), "bias": ("stacking", 0.3), "zero": ("stacking", 0.0),
     }  # fmt: skip
+
+
+def test_few_photos_are_not_calibrated_by_themselves(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a handful of photos, learned by heart, the default is no calibration, with a note."""
+    caplog.set_level("INFO", logger="zsseg")
+    run(inputs, tmp_path / "a.h5", replace(FROZEN, calibration="auto"))
+    assert loaded_params(tmp_path / "a.h5")["calibration"] == "none"
+    assert "training photos are fewer than 200" in caplog.text

@@ -21,7 +21,7 @@ CONFIGS: dict[Kind, tuple[Any, set[str]]] = {  # the settings class of each kind
     "data": (FetchConfig, set()),
     "labels": (EmbedConfig, set()),
     "split": (SplitConfig, set()),
-    "model": (TrainConfig, {"workers", "checkpoint_every", "device"}),
+    "model": (TrainConfig, {"workers", "checkpoint_every", "checkpoint_steps", "device"}),
     "scores": (EvalConfig, {"device"}),
     "predictions": (PredictConfig, {"device", "skip_bad"}),
 }

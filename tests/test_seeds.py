@@ -20,7 +20,7 @@ from zsseg.errors import ArtifactError, SettingError
 from zsseg.seeds import Spread, check_runs, models_to_score, plan, seed_files, spread
 from zsseg.train import Features
 
-TRAIN = ("train", "--frozen", "--epochs", "1", "--batch", "2", "--workers", "0", "--calibration", "none")
+TRAIN = ("train", "--frozen", "--epochs", "4", "--batch", "2", "--workers", "0", "--calibration", "none")
 
 
 def write_model(path: Path, *, finished: bool = True, inputs: dict[str, str] | None = None, **params: Any) -> Path:

@@ -193,6 +193,10 @@ def _plan(
     chosen_on = config.calibrate_on
     if chosen_on == "auto":
         chosen_on = "val-classes" if config.val_classes or wanted in calibration.GRIDS else "seen"
+    if config.calibration == "auto" and chosen_on == "seen" and len(train) < probe.PHOTOS:
+        # so few are learned by heart: what a bias costs on them says little of others
+        log.info("no calibration by itself: %d training photos are fewer than %d", len(train), probe.PHOTOS)
+        return replace(config, calibration="none"), None
     config = replace(config, calibration=wanted, calibrate_on=chosen_on)
     if chosen_on == "val-classes":
         return config, probe.make_plan(
