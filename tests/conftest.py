@@ -27,11 +27,12 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a workspace with a tiny model, gate and anchors included, and its photos in images/; not to be changed."""
+    """Return a workspace with a tiny model, gate, anchors and calibration included; not to be changed."""
     root = tmp_path_factory.mktemp("trained")
     write_folder(root / "set")
     at = ("--workspace", root)
     zsseg("fetch-data", "folder", "--root", root / "set", *at)
-    zsseg("train", "--dim", "10", "--unseen", "cow,sheep", "--epochs", "2", "--precision", "float32", *at)
+    words = ("--dim", "10", "--unseen", "cow,sheep", "--calibration", "stacking")
+    zsseg("train", *words, "--epochs", "2", "--precision", "float32", *at)
     (root / "images").symlink_to(root / "set" / "images")
     return root
