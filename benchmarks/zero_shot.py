@@ -66,6 +66,8 @@ TABLES: dict[str, dict[str, Row]] = {
         "SPNet": Row(SPNET, uncalibrated=True),
         "mse": Row(replace(BARE, calibration="stacking"), uncalibrated=True),
         "gate": Row(replace(DEFAULT, anchors="none"), uncalibrated=True),
+        "default, infonce": Row(replace(DEFAULT, loss="infonce")),
+        "default, joem": Row(replace(DEFAULT, loss="joem")),
         "self-train void": Row(replace(DEFAULT, calibration="none", self_train="void")),
         "self-train anywhere": Row(replace(DEFAULT, self_train="anywhere")),
     },

@@ -276,13 +276,19 @@ def nearest_classes(embeddings: Tensor, vectors: Tensor, count: int) -> tuple[Te
     return torch.cat([values for values, _ in found]), torch.cat([ids for _, ids in found])
 
 
+def pixels_for(model: Model, image: UInt8, *, max_side: int) -> tuple[Tensor, tuple[int, int]]:
+    """Return what the network sees of an image, uint8 (1, h, w, 3) on the model's device, and its size (h, w)."""
+    height, width = image.shape[:2]
+    shrink = min(1.0, max_side / max(height, width))
+    size = max(1, round(height * shrink)), max(1, round(width * shrink))
+    return torch.from_numpy(resize_image(image, size))[None].to(model.device), size
+
+
 @torch.inference_mode()
 def score_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     """Run the network on one image and score every class on the coarse grid."""
     size = image.shape[:2]
-    shrink = min(1.0, max_side / max(size))
-    input_size = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
-    pixels = torch.from_numpy(resize_image(image, input_size))[None].to(model.device)
+    pixels, input_size = pixels_for(model, image, max_side=max_side)
     net = model.net
     with autocast(model.precision, model.device):
         features = net.features(net.pad(normalise(pixels, net.mean, net.std)))

@@ -34,8 +34,8 @@ from zsseg.classes import ALIASES, BACKGROUND, VOID
 from zsseg.dataset import normalise
 from zsseg.errors import SettingError
 from zsseg.hardware import autocast
-from zsseg.images import UInt8, resize_image
-from zsseg.inference import NEVER, Model, ScoreGrid, label_map, score_image
+from zsseg.images import UInt8
+from zsseg.inference import NEVER, Model, ScoreGrid, label_map, pixels_for, score_image
 from zsseg.models import SegmentationNet
 from zsseg.models.anchors import Anchors
 
@@ -171,9 +171,7 @@ def embed_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     They are the gate's where there is one, which generalises better than the head to what was never shown.
     """
     size = image.shape[:2]
-    shrink = min(1.0, max_side / max(size))
-    input_size = max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
-    pixels = torch.from_numpy(resize_image(image, input_size))[None].to(model.device)
+    pixels, input_size = pixels_for(model, image, max_side=max_side)
     net = model.net
     with autocast(model.precision, model.device):
         features = net.features(net.pad(normalise(pixels, net.mean, net.std)))
