@@ -56,7 +56,7 @@ PROBE_SHARE = 0.4  # of the epochs: a probe serves to choose one number, and sho
 VAL_IMAGES = 30  # of the validation curve
 
 
-class _DivergedError(TrainingError):
+class DivergedError(TrainingError):
     """The loss is no longer finite."""
 
 
@@ -140,7 +140,7 @@ def train(
             task = journal.task
             state = journal.start(LAST, task)
             finished = _run(task, state, journal, cache, progress)
-        except _DivergedError:
+        except DivergedError:
             journal.give_up()  # a resume would come to the same step
             raise
     return TrainSummary(
@@ -313,6 +313,39 @@ def _run(
     return finished and (stage == LAST or not interrupted.is_set())
 
 
+def walk(
+    task: Task,
+    state: State,
+    cache: FeatureCache | None,
+    *,
+    title: str,
+    rate_of: Callable[[int], float] | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[int]:
+    """Train a state that is not written down, and yield after each step how many are done.
+
+    Args:
+        task: What is trained on what.
+        state: Changed by every step; its network is in training mode whenever this goes on.
+        cache: The frozen backbone's features of the task's photos; None where it is trained, too.
+        title: Of the progress bar.
+        rate_of: Learning rate of a step, from 0; None: the schedule of a run.
+        progress: Told of each step.
+
+    Raises:
+        DivergedError: The loss is no longer finite.
+    """
+    config = task.config
+    positions = batch_positions(task.train, batch=config.batch, epochs=config.epochs, seed=config.seed)
+    batches, features_of = _batch_source(task, state, positions, cache)
+    loss_of = loss_function(task, state.log_scale)
+    for inputs, labels in progress.track(batches, title, len(positions)):
+        rate = None if rate_of is None else rate_of(state.step)
+        _step(task, state, inputs, labels, features_of=features_of, loss_of=loss_of, fixed_rate=rate)
+        progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
+        yield state.step
+
+
 def _title(task: Task, stage: str) -> str:
     if stage == LAST:
         return f"training {task.config.model}"
@@ -332,11 +365,14 @@ def _step(
     *,
     features_of: Callable[[Any], list[Tensor]],
     loss_of: Callable[[Tensor, Tensor], Tensor],
+    fixed_rate: float | None = None,
 ) -> None:
     """Do one step of gradient descent on the mean loss of all supervised outputs, and on the gate's in its time."""
     rate = learning_rate(state.step, task.total_steps, task.lr)
     gated = state.step < task.gate_steps
     gate_rate = learning_rate(state.step, task.gate_steps, task.lr) if gated else 0.0
+    if fixed_rate is not None:
+        rate = gate_rate = fixed_rate
     for group in state.optimizer.param_groups:
         group["lr"] = (gate_rate if group.get("gate") else rate) * group["multiple"]
     torch.manual_seed(task.config.seed * 1_000_003 + state.step)  # of dropout, so that a resume draws the same
@@ -348,7 +384,7 @@ def _step(
     loss = torch.stack([loss_of(each.float(), as_far_as(each, state.net.stride, labels)) for each in outputs]).mean()
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise _DivergedError(
+        raise DivergedError(
             f"the loss is {value} at step {state.step + 1} of {task.total_steps} with a learning rate of {rate:.2g}; "
             f"try --lr {task.lr / 10:.1g}" + (" or --precision float32" if task.precision == "bfloat16" else "")
         )
