@@ -1,11 +1,12 @@
 # make demo   set up .venv, install, and run the seven commands on the built-in sample data
 # make test   the same environment with the test extras: lint, types, all tests
+# make docs   build the documentation site into build/site; warnings are errors
 # make kill   kill commands at random moments and check that nothing is lost, docs/reliability.md; some minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test kill clean
+.PHONY: demo test docs kill clean
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
@@ -15,6 +16,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m mkdocs build --strict
 
 kill: $(VENV)/.installed-test
 	$(BIN)/python tests/kill.py resume --kills 20
@@ -36,5 +40,10 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(VENV)/.installed $@
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	@echo "installing zsseg with PyTorch and the documentation's tools: some gigabytes, a few minutes"
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $(VENV)/.installed $@
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build/site

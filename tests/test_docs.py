@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +15,8 @@ from typing import Any, get_args
 
 import pytest
 import typer.main
+from PIL import Image
+from tiny import write_folder, zsseg
 
 from zsseg.classes import UNSEEN_PRESETS
 from zsseg.cli import app
@@ -39,7 +45,9 @@ CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("eval", "--partition"): get_args(Partition), ("eval", "--protocol"): get_args(Protocol),
     ("train", "--calibration"): get_args(CalibrationName),
 }  # fmt: skip
-DOCUMENTS = ("README.md", "examples/quickstart.sh", "docs/artifacts.md")
+DOCUMENTS = ("README.md", "examples/quickstart.sh", "docs/artifacts.md", "docs/tutorial.md")
+GENERATED = {"reference.md"}  # pages that are made when the site is built
+SITE = ROOT / "mkdocs.yml"
 ENTRY = re.compile(r"(?:^|[\s`$(/;&|])(?:python -m )?zsseg(?=((?:[ \t]+[^`\n]*)?))")
 
 
@@ -100,7 +108,7 @@ def options_of(command: Any) -> dict[str, Any]:
 
 def problem(words: list[str]) -> str | None:
     """Return what is wrong with a command line, or None."""
-    if words[0] in ("--help", "-h", "--version"):
+    if words[0] in ("--help", "-h", "--version", "--install-completion", "--show-completion"):
         return None
     if words[0] not in COMMANDS:
         return f"no command {words[0]!r}"
@@ -166,7 +174,8 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
     path = ROOT / document
     targets = re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8"))
     targets += re.findall(r"src=\"([^\"]+)\"", path.read_text(encoding="utf-8"))
-    missing = [each for each in targets if not re.match(r"[a-z]+:", each) and not (path.parent / each).exists()]
+    inside = [each for each in targets if not re.match(r"[a-z]+:", each) and each not in GENERATED]
+    missing = [each for each in inside if not (path.parent / each).exists()]
     assert missing == []
 
 
@@ -174,3 +183,67 @@ def test_links_between_documents_lead_somewhere(document: str) -> None:
 def test_no_placeholder_is_left(document: str) -> None:
     """A document names its figures; none still waits to be filled in."""
     assert re.findall(r"@[A-Z]+@", (ROOT / document).read_text(encoding="utf-8")) == []
+
+
+def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command of the tutorial runs in the folder of a new user, one after the other, all eight of them."""
+    write_folder(tmp_path / "photos")
+    (tmp_path / "work").mkdir()
+    with Image.open(tmp_path / "photos" / "images" / "five.png") as photo:
+        photo.save(tmp_path / "work" / "img.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "work")
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)).splitlines()
+    for line in lines:
+        zsseg(*(os.path.expanduser(word) for word in shlex.split(line)[1:]))  # noqa: PTH111  # of any word, as the shell
+    assert {shlex.split(line)[1] for line in lines} == STEPS | {"info"}
+    assert {path.name for path in Path("predictions").iterdir()} == {"img.png", "img_overlay.png"}
+    assert Path("report.html").stat().st_size > 100_000
+
+
+def test_the_reference_has_every_option() -> None:
+    """The generated page names every command, argument, option, choice and default that the command line has."""
+    rows = [line.split(" | ") for line in _reference().splitlines() if line.startswith("| `")]
+    page = " ".join(row[0] for row in rows)
+    for command in COMMANDS.values():
+        for name in options_of(command):
+            assert re.search(rf"[`\s]{name}[`,\s]", page), name
+    assert page.count("--force") == sum("--force" in options_of(command) for command in COMMANDS.values())
+    facts = {row[0].strip("| `"): (row[1], row[2].strip(" |")) for row in rows}
+    assert facts["--regions <int range>"] == ("Regions of a photo at most; with --vocabulary.", "8; 1 to 255")
+    assert facts["--workspace <path>"][1] == "$ZSSEG\\_WORKSPACE; current folder"
+    assert facts["--fit-words <int range>"][1] == "20,000; 2,000 of a sentence encoder; at least 1"
+    assert facts["--loss <" + "\\|".join(get_args(LossName)) + ">"][1] == "mse"
+
+
+def test_the_site_holds_every_page() -> None:
+    """Each page of docs/ is in the site's navigation, and each page there exists."""
+    pages = re.findall(r": ([\w-]+\.md)$", SITE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(pages) == sorted({path.name for path in ROOT.glob("docs/*.md")} | GENERATED)
+
+
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """`make docs` builds: no dead link, no dead anchor, no page left out; and no page loads anything from elsewhere."""
+    pytest.importorskip("material", reason="the site needs mkdocs-material: pip install zsseg[docs]")
+    result = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(SITE), "--site-dir", str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    pages = [path.read_text(encoding="utf-8") for path in tmp_path.glob("*.html")]
+    assert len(pages) == len(list(ROOT.glob("docs/*.md"))) + len(GENERATED) + 1  # and 404.html
+    loaded = {
+        url for page in pages for url in re.findall(r"<(?:script|link|img)[^>]* (?:src|href)=\"(http[^\"]*)", page)
+    }
+    assert loaded == set()
+
+
+def _reference() -> str:
+    specification = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "reference.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    page: str = module.reference()
+    return page

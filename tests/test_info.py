@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -31,6 +32,18 @@ def test_info(kind: Kind, trained: Path) -> None:
     assert "names" in table
 
 
+def test_other_kinds(trained: Path, tmp_path: Path) -> None:
+    """Scores, predictions and kept features say what they are, too."""
+    at = ("--workspace", trained)
+    zsseg("eval", *at, "--out", tmp_path / "scores.h5")
+    zsseg("predict", trained / "images" / "five.png", *at, "--out", tmp_path / "p.h5", "--pictures", tmp_path)
+    kept = next(Path(os.environ["ZSSEG_FEATURES"]).glob("*.h5"))
+    reports = json.loads(zsseg("info", tmp_path / "scores.h5", tmp_path / "p.h5", kept, "--json", "-").stdout)
+    assert [each["kind"] for each in reports] == ["scores", "predictions", "features"]
+    assert "4 photos" in reports[2]["about"]
+    assert "kept between runs" in zsseg("info", kept).stdout
+
+
 def test_where_it_came_from_is_not_here(trained: Path, tmp_path: Path) -> None:
     """An input that does not lie beside the file is said to be elsewhere."""
     (tmp_path / "split.h5").write_bytes((trained / "split.h5").read_bytes())
@@ -45,3 +58,7 @@ def test_a_changed_file(trained: Path, tmp_path: Path) -> None:
         file["seen"][0] = 1
     assert "do not match its digest" in " ".join(zsseg("info", path, expect=1).stderr.split())
     assert "not a readable HDF5 file" in zsseg("info", __file__, expect=1).stderr
+    assert "is a folder" in zsseg("info", tmp_path, expect=1).stderr
+    with h5py.File(tmp_path / "foreign.h5", "w") as file:
+        file["weights"] = [1.0]
+    assert "no zsseg artifact" in " ".join(zsseg("info", tmp_path / "foreign.h5", expect=1).stderr.split())

@@ -17,7 +17,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_visualize import write, write_data, write_labels, write_model, write_predictions, write_scores, write_split
+from test_visualize import (
+    SIZE,
+    write,
+    write_data,
+    write_labels,
+    write_model,
+    write_predictions,
+    write_scores,
+    write_split,
+)
 from tiny import write_folder, zsseg
 
 from zsseg import gallery, metrics
@@ -26,7 +35,7 @@ from zsseg.classes import VOC_NAMES
 from zsseg.config import ReportConfig
 from zsseg.curve import read_curve
 from zsseg.errors import ArtifactError, SettingError, ZssegError
-from zsseg.images import UInt8, decode_image, decode_label_map
+from zsseg.images import UInt8, decode_image, decode_label_map, encode_label_map
 from zsseg.inference import NEVER, ScoreGrid, calibrate, chosen_calibration, load_model, score_image, score_tiles
 from zsseg.pictures import palette
 from zsseg.projection import in_plane
@@ -191,6 +200,22 @@ def test_refusals(space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(ArtifactError, match="exists already; add --force"):
         write_report(out, [data])
     assert out.read_text() == "mine"
+
+
+def test_predictions_of_words_are_left_out(tmp_path: Path) -> None:
+    """Predictions of a vocabulary, such as stand in a workspace after trying words, stop no report of the rest."""
+    data = write_data(tmp_path / "data.h5", ["a", "b"])
+    maps = [encode_label_map(np.zeros(SIZE, np.uint8))]
+    words = write(
+        tmp_path / "predictions.h5", "predictions", {"vocabulary": 5000}, names=["background", "zebra"], ids=["a"],
+        sources=["a.jpg"], label_maps=maps, mean_scores=np.zeros((1, 2)), areas=np.array([[SIZE[0] * SIZE[1], 0]]),
+    )  # fmt: skip
+    made = write_report(tmp_path / "r.html", [data, words])
+    assert made.kinds == ("data",)
+    assert made.notes == (
+        "predictions.h5 holds other words than the classes and is left out; it can be reported on alone",
+    )
+    assert write_report(tmp_path / "alone.html", [words]).kinds == ("predictions",)
 
 
 def test_artifacts_of_other_runs_are_noted(space: Path, tmp_path: Path) -> None:

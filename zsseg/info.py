@@ -17,6 +17,7 @@ IS = {
     "model": "a trained model",
     "scores": "an evaluation",
     "predictions": "label maps of photos",
+    "features": "what a frozen backbone says of photos, kept between runs",
 }
 
 
@@ -52,6 +53,8 @@ def info(path: Path) -> InfoSummary:
     Raises:
         ArtifactError: It is no artifact, or is damaged: its digest does not hold.
     """
+    if path.is_dir():
+        raise ArtifactError(f"{path}: is a folder, expected an artifact; name files, such as {path / '*.h5'}")
     kind = kind_of(path)
     with open_artifact(path, kind) as artifact:
         names = artifact.strings("names")
@@ -91,6 +94,7 @@ def _about(artifact: Artifact) -> list[str]:
         "model": (("unseen", "of them unseen"), ("loss", "steps done")),
         "scores": (("unseen", "of them unseen"),),
         "predictions": (("ids", "photos"),),
+        "features": (("images", "photos"),),
     }[artifact.kind]
     facts = [f"{artifact.shape(name)[1][0]:,} {what}" for name, what in counts]
     if artifact.kind == "model":

@@ -119,7 +119,7 @@ def write_report(
     artifacts.check_output(out, force=force)
     with ExitStack() as opened:
         sources = _open(given, opened)
-        notes = _mismatches(sources)
+        notes = [*_left_out(sources), *_mismatches(sources)]
         words = _words(sources, config, vectors, notes)
         content = _content(sources, words, config, notes, progress)
     page = render(content)
@@ -142,8 +142,25 @@ def _open(given: Sequence[Path], opened: ExitStack) -> dict[str, Artifact]:
     }
     first, *others = sources.values()
     for other in others:
-        artifacts.same_names(first.strings("names"), other.strings("names"), f"{first.path.name} and {other.path.name}")
+        if not _is_of_words(other):
+            what = f"{first.path.name} and {other.path.name}"
+            artifacts.same_names(first.strings("names"), other.strings("names"), what)
     return sources
+
+
+def _is_of_words(source: Artifact) -> bool:
+    """Tell predictions of words, by `--classes` or `--vocabulary`, from those of the model's classes."""
+    params = source.params
+    return source.kind == "predictions" and bool(params.get("classes") or params.get("vocabulary"))
+
+
+def _left_out(sources: dict[str, Artifact]) -> list[str]:
+    """Take predictions of words away from artifacts that speak of classes, and say so."""
+    found = sources.get("predictions")
+    if found is None or len(sources) == 1 or not _is_of_words(found):
+        return []
+    del sources["predictions"]
+    return [f"{found.path.name} holds other words than the classes and is left out; it can be reported on alone"]
 
 
 def _mismatches(sources: Given) -> list[str]:
