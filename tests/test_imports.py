@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("dataset", "sources", "pictures", "curve", "difficulty", "recipe"),
     ("models", "losses", "metrics", "sample", "downloads", "archives", "kinship"),
     ("words",),
-    ("images", "hardware", "vectors", "wordnet", "sentences", "audit", "bilinear", "projection"),
+    ("images", "hardware", "vectors", "wordnet", "sentences", "audit", "bilinear", "projection", "presence"),
     ("artifacts",),
     ("schema", "config", "classes", "errors", "progress"),
 )

@@ -537,6 +537,14 @@ def train(
             "are near; auto: where WordNet is installed and lite0 frozen."
         ),
     ] = TrainConfig.anchors,
+    presence: Annotated[
+        bool | None,
+        typer.Option(
+            "--presence/--no-presence",
+            help="What a photo's best places say of an unseen class counts for all its places, docs/zero-shot.md.",
+            show_default="presence with a gate",
+        ),
+    ] = TrainConfig.presence,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -587,7 +595,7 @@ def train(
         model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
         precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
         calibrate_on, _listed(val_classes), max_seen_loss, self_train, rounds, gate, anchors,
-        checkpoint_steps,
+        presence, checkpoint_steps,
     )  # fmt: skip
     given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}
     if resume:

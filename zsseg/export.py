@@ -27,8 +27,7 @@ from zsseg.artifacts import check_output, write_file
 from zsseg.calibration import none
 from zsseg.dataset import normalise
 from zsseg.errors import SettingError
-from zsseg.inference import Model, ScoreGrid, calibrate, class_scores, nne_scores
-from zsseg.models.gate import gated_scores
+from zsseg.inference import Model, ScoreGrid, calibrate, finer, joint_scores
 
 log = logging.getLogger(__name__)
 
@@ -78,19 +77,11 @@ class _Scores(nn.Module):
         net, model = self.net, self._model
         features = net.features(normalise(image, net.mean, net.std))
         outputs = net.head(features)[0]
-        scores = class_scores(model, outputs)
         cells, prior = net.gate_cells(features), net.prior(features)
         squares = outputs.square().sum(dim=0) if model.vectors is not None and cells is None else None
-        if cells is not None and model.unseen:
-            assert model.vectors is not None  # a softmax model is not trained with a gate
-            by_gate = nne_scores(self._finer(cells), model.vectors)
-            scores = gated_scores(scores, by_gate if prior is None else by_gate + self._finer(prior), model.seen)
+        scores = joint_scores(model, outputs, finer(cells, net), finer(prior, net))
         grid = ScoreGrid(scores, net.stride, (0, 0), (0, 0), squares)
         return calibrate(grid, model.calibration or none(len(model.names))).scores[None]
-
-    def _finer(self, maps: Tensor) -> Tensor:
-        factor = self.net.gate_stride / self.net.stride
-        return nn.functional.interpolate(maps, scale_factor=factor, mode="bilinear", align_corners=False)[0]
 
 
 def export_onnx(model: Model, path: Path, *, force: bool = False) -> ExportSummary:

@@ -37,6 +37,7 @@ from zsseg.hardware import autocast, choose_device, choose_precision
 from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
 from zsseg.models.gate import gated_scores
+from zsseg.presence import with_presence
 
 log = logging.getLogger(__name__)
 
@@ -293,18 +294,34 @@ def score_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     with autocast(model.precision, model.device):
         features = net.features(net.pad(normalise(pixels, net.mean, net.std)))
         outputs = net.head(features)[0].float()
-        gate, prior = _finer(net.gate_cells(features), net), _finer(net.prior(features), net)
-    scores = class_scores(model, outputs)
-    if gate is not None and model.unseen:
-        assert model.vectors is not None  # a softmax model is not trained with a gate
-        by_gate = nne_scores(gate, model.vectors)
-        scores = gated_scores(scores, by_gate if prior is None else by_gate + prior, model.seen)
+        gate, prior = finer(net.gate_cells(features), net), finer(net.prior(features), net)
+    scores = joint_scores(model, outputs, gate, prior)
     # no distance to a class vector stands behind the scores of head and gate together
     squares = outputs.square().sum(dim=0) if model.vectors is not None and gate is None else None
     return ScoreGrid(scores, net.stride, input_size, (size[0], size[1]), squares)
 
 
-def _finer(maps: Tensor | None, net: SegmentationNet) -> Tensor | None:
+def joint_scores(model: Model, outputs: Tensor, gate: Tensor | None, prior: Tensor | None) -> Tensor:
+    """Return the scores by which a photo's classes compete, before any calibration, float32 (C, h, w).
+
+    Args:
+        model: Whose gate and presence take part where it has them and a class is unseen.
+        outputs: Of the head, (D, h, w) embeddings or (S, h, w) logits.
+        gate: Embeddings of the gate, (D, h, w).
+        prior: Of the anchors, (C, h, w).
+    """
+    scores = class_scores(model, outputs)
+    if model.vectors is None or not model.unseen:
+        return scores
+    if gate is not None:
+        by_gate = nne_scores(gate, model.vectors)
+        scores = gated_scores(scores, by_gate if prior is None else by_gate + prior, model.seen)
+    if not model.params.get("presence"):
+        return scores
+    return with_presence(scores, model.seen, model.unseen, unit=float(model.vectors.square().sum(dim=1).mean()))
+
+
+def finer(maps: Tensor | None, net: SegmentationNet) -> Tensor | None:
     """Bring one image's maps from the gate's stride to the outputs', (1, K, h', w') -> float32 (K, h, w)."""
     if maps is None:
         return None

@@ -124,5 +124,5 @@ def as_model(task: Task, net: SegmentationNet) -> Model:
         vectors=None if task.vectors is None else torch.from_numpy(task.vectors).to(task.device),
         device=task.device,
         precision=task.precision,
-        params={},
+        params={"presence": bool(task.config.presence)},
     )

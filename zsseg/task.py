@@ -158,7 +158,7 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
     if not zero_shot:
         if config.gate or config.anchors == "imagenet":
             log.info("--gate, --anchors: left out, no unseen class can be predicted")
-        return replace(config, gate=False, anchors="none")
+        return replace(config, gate=False, anchors="none", presence=False)
     by_distance = config.calibration == "apollonius"
     if config.gate and by_distance:
         raise SettingError(
@@ -171,7 +171,11 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
         anchors = "imagenet" if at_hand else "none"
     if anchors == "imagenet" and not has_gate:
         raise SettingError("--anchors imagenet adds to the scores of the gate, and --no-gate leaves that out; drop one")
-    return replace(config, gate=has_gate, anchors=anchors)
+    if config.presence and by_distance:
+        raise SettingError("--calibration apollonius compares distances to class vectors, --presence scores; drop one")
+    return replace(
+        config, gate=has_gate, anchors=anchors, presence=has_gate if config.presence is None else config.presence
+    )
 
 
 def _plan(
@@ -267,5 +271,5 @@ def with_pseudo_labels(task: Task, pseudo: PseudoLabels) -> Task:
     gate to pass. By `anywhere` few have, and the model stays of the first one's kind.
     """
     if task.config.self_train == "void":
-        task = replace(task, config=replace(task.config, gate=False, anchors="none"))
+        task = replace(task, config=replace(task.config, gate=False, anchors="none", presence=False))
     return replace(task, pseudo=pseudo)
