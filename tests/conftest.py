@@ -11,8 +11,9 @@ from tiny import write_folder, zsseg
 
 @pytest.fixture(autouse=True, scope="session")
 def features_of_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the features that tests compute away from the user's."""
+    """Keep what tests compute away from the user's cache."""
     os.environ["ZSSEG_FEATURES"] = str(tmp_path_factory.mktemp("features"))
+    os.environ["ZSSEG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from tiny import zsseg
 
 from zsseg.artifacts import open_artifact
 from zsseg.errors import SettingError
 from zsseg.images import decode_label_map
 from zsseg.inference import Model, as_rgb, load_model, predict_grid, score_image
+from zsseg.models.anchors import NEVER
 from zsseg.open_vocabulary import embed_image, listed, new_words, read_regions, with_words
 from zsseg.recipe import Places, embed_words, read_recipe
 
@@ -47,11 +50,34 @@ def test_classes_of_the_model_are_not_new(model: Model) -> None:
     assert new_words(model, ["Cat", "zebra", "dog", "grass", "ZEBRA"]) == ["zebra", "grass"]
 
 
-def test_an_added_word_scores_like_an_unseen_class(model: Model, photo: np.ndarray) -> None:
+def test_a_typed_word_scores_as_if_it_had_been_held_out(model: Model, photo: np.ndarray, trained: Path) -> None:
+    """A model that has forgotten its unseen classes scores their names as it did, gate and anchors included."""
+    names = [model.names[index] for index in model.unseen]
+    forgetful = replace(model, names=tuple(f"? {name}" if name in names else name for name in model.names))
+    asked = with_words(forgetful, names, vectors_of(trained, *names), add=False)
+    before = score_image(model, photo, max_side=512).scores[list(model.unseen)]
+    torch.testing.assert_close(asked.score(photo, max_side=512).scores[1:], before, rtol=1e-4, atol=1e-4)
+    assert getattr(model.net, "anchors", None) is not None, "the fixture's model has anchors, or this says little"
+
+
+def test_what_imagenet_shows_of_a_word_is_taken_out(model: Model, trained: Path) -> None:
+    """No classifier of a typed word has a say: ImageNet's zebra is out where zebra is asked for, and not otherwise."""
+    zebra = ImageNetInfo().label_names().index("n02391049")
+    with_zebra = with_words(model, ["zebra"], vectors_of(trained, "zebra"), add=True).scorer.net
+    with_grass = with_words(model, ["grass"], vectors_of(trained, "grass"), add=True).scorer.net
+    offsets = [net.get_submodule("anchors").get_buffer("offset")[zebra].item() for net in (with_zebra, with_grass)]
+    assert offsets[0] == NEVER
+    assert offsets[1] == model.net.get_submodule("anchors").get_buffer("offset")[zebra].item() != NEVER
+
+
+def test_an_added_word_scores_like_an_unseen_class(
+    model: Model, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A word with the vector of an unseen class scores as that class does, gate and calibration included.
 
     The class itself may have a prior of the anchors, so the word is compared where the anchors say nothing.
     """
+    monkeypatch.setattr("zsseg.open_vocabulary._shares", lambda *_: None)
     cow = model.names.index("cow")
     assert model.vectors is not None
     anchors = getattr(model.net, "anchors", None)

@@ -8,21 +8,28 @@ of these". An ImageNet class that WordNet puts under one of our seen classes bel
 puts under an unseen class, or that has the unseen class's name among its words ("bighorn sheep"), is taken out.
 
 No image and no label is read here: the shares are a function of names, and of which of them are unseen.
+
+ImageNet's own names never change, so what the sentence encoder makes of them is kept in the cache folder.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsseg import sentences, wordnet
+from zsseg.artifacts import write_file
 from zsseg.classes import ALIASES
-from zsseg.errors import SettingError
+from zsseg.config import cache_folder
+from zsseg.errors import ArtifactError, SettingError
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +102,40 @@ def _by_sentences(
     encoder: sentences.Encoder, words: Sequence[Sequence[str]], names: Sequence[str]
 ) -> NDArray[np.float64]:
     """Return the cosine of each ImageNet class (the mean of its words) and each name, centred, (M, C)."""
-    flat = list(dict.fromkeys(word for several in words for word in several))
-    row = dict(zip(flat, sentences.encode_words(encoder, flat, [PROMPT]), strict=True))
-    known = np.stack([np.mean([row[word] for word in several], axis=0) for several in words])
+    known = _kept_sentences(encoder, words)
     ours = sentences.encode_words(encoder, [sentences.phrase(name) for name in names], [PROMPT])
     mean = known.mean(axis=0)
     cosine: NDArray[np.float64] = _unit(known - mean) @ _unit(ours - mean).T
     return cosine
+
+
+def _kept_sentences(encoder: sentences.Encoder, words: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Return what the encoder makes of each ImageNet class, the mean of its words, (M, R): kept, or made and kept."""
+    asked = hashlib.sha256("\n".join([encoder.sha256, PROMPT, *("|".join(several) for several in words)]).encode())
+    file = cache_folder() / "sentences" / f"imagenet-{asked.hexdigest()[:32]}.npy"
+    kept = _read_rows(file, len(words))
+    if kept is not None:
+        return kept
+    flat = list(dict.fromkeys(word for several in words for word in several))
+    row = dict(zip(flat, sentences.encode_words(encoder, flat, [PROMPT]), strict=True))
+    rows = np.stack([np.mean([row[word] for word in several], axis=0) for several in words])
+    content = io.BytesIO()
+    np.save(content, rows)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, content.getvalue())
+    except (OSError, ArtifactError) as error:  # a folder that cannot be written costs seconds the next time, no more
+        log.debug("%s: not kept (%s)", file, error)
+    return rows
+
+
+def _read_rows(file: Path, count: int) -> NDArray[np.float64] | None:
+    """Return the rows that a file keeps, or None where it is not there or not what was written."""
+    try:
+        rows = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return rows if rows.ndim == 2 and len(rows) == count and np.isfinite(rows).all() else None
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

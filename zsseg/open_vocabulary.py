@@ -2,8 +2,10 @@
 
 Added words are classes that no training pixel showed, and are treated as the model's unseen classes are, those of the
 split: their gate is the model's (`models.gate`); their calibration is the mean of that of its unseen classes, for
-stacking exactly theirs; the anchors (`models.anchors`) say of them what they say of other classes without a kin, the
-mean of the others' prior. A word that is one of the model's classes, by name or alias, is that class.
+stacking exactly theirs; the anchors (`models.anchors`) learn their names (`kinship`), and ImageNet classes that *are*
+such a word are taken out, as those of unseen classes are. A word without a meaning in WordNet, or any word where there
+is no WordNet, has the mean of the others' prior. A word that is one of the model's classes, by name or alias, is that
+class.
 
 The gate compares with the seen classes, so all of the model's classes are scored, and those not asked for are left out
 afterwards.
@@ -19,6 +21,8 @@ References:
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from zsseg import kinship
 from zsseg.calibration import Calibration
 from zsseg.classes import ALIASES, BACKGROUND, VOID
 from zsseg.dataset import normalise
@@ -37,7 +42,10 @@ from zsseg.hardware import autocast
 from zsseg.images import UInt8
 from zsseg.inference import NEVER, Model, ScoreGrid, label_map, pixels_for, score_image
 from zsseg.models import SegmentationNet
+from zsseg.models.anchors import NEVER as TAKEN_OUT
 from zsseg.models.anchors import Anchors
+
+log = logging.getLogger(__name__)
 
 REGIONS = 8  # at most, of a photo
 NEAREST = 5  # words of a region
@@ -153,11 +161,12 @@ def with_words(model: Model, names: Sequence[str], vectors: Float32 | None, *, a
         raise SettingError('--classes: no word, expected some such as --classes "zebra, grass"')
     if len(rows) > VOID:
         raise SettingError(f"--classes: {len(rows)} classes, expected at most {VOID}, the ids of a label map")
+    unseen = (*model.unseen, *range(len(model.names), len(union)))
     scorer = replace(
         model,
-        net=_extended(model.net, len(added)),
+        net=_extended(model.net, union, unseen, len(added)),
         names=union,
-        unseen=(*model.unseen, *range(len(model.names), len(union))),
+        unseen=unseen,
         vectors=own if vectors is None else torch.cat([own, torch.from_numpy(vectors).to(own)]),
         calibration=_extended_calibration(model, len(added)),
     )
@@ -227,19 +236,41 @@ def _known(model: Model) -> dict[str, int]:
     return by_alias | {_key(name): index for index, name in enumerate(model.names)}
 
 
-def _extended(net: SegmentationNet, count: int) -> SegmentationNet:
-    """Return a network whose anchors know of `count` more classes, to which no ImageNet class gives anything.
+def _extended(net: SegmentationNet, union: tuple[str, ...], unseen: tuple[int, ...], count: int) -> SegmentationNet:
+    """Return a network whose anchors know of the last `count` classes of the union, too.
 
-    It shares all weights with the one given.
+    It shares all other weights with the one given.
     """
     anchors = getattr(net, "anchors", None)
     if not isinstance(anchors, Anchors) or not count:
         return net
     shared = {id(each): each for each in (*net.parameters(), *net.buffers())}
     twin = copy.deepcopy(net, shared)
-    share = twin.anchors.get_buffer("share")  # type: ignore[union-attr]
-    twin.anchors.register_buffer("share", F.pad(share, (0, count)))  # type: ignore[union-attr]
+    own, offset = anchors.get_buffer("share"), anchors.get_buffer("offset")
+    share = _shares(union, unseen)
+    if share is None:
+        share, out = F.pad(own, (0, count)), torch.zeros(len(own), dtype=torch.bool, device=own.device)
+    else:
+        share = share.to(own)
+        out = share.isnan().all(dim=1)
+    twin.anchors.register_buffer("share", share.nan_to_num(0.0))  # type: ignore[union-attr]
+    twin.anchors.register_buffer("offset", offset.masked_fill(out, TAKEN_OUT))  # type: ignore[union-attr]
     return twin
+
+
+def _shares(names: tuple[str, ...], unseen: tuple[int, ...]) -> torch.Tensor | None:
+    """Return what each ImageNet class gives to each class, rows of NaN for those taken out; None without WordNet."""
+    try:
+        return torch.from_numpy(kinship.shares(_kinship(names), unseen))
+    except SettingError as error:
+        log.info("the anchors know nothing of these words: %s", error)
+        return None
+
+
+@functools.lru_cache(maxsize=8)
+def _kinship(names: tuple[str, ...]) -> kinship.Kinship:
+    """Return how ImageNet's classes relate to ours; it takes seconds, and every model asks the same."""
+    return kinship.imagenet_kinship(names)
 
 
 def _extended_calibration(model: Model, count: int) -> Calibration | None:

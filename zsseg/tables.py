@@ -272,7 +272,7 @@ def predicted(summary: PredictSummary) -> RenderableType:
     for name, shares in list(zip(summary.ids, summary.shares, strict=True))[:SHOWN_PREDICTIONS]:
         found = ", ".join(f"{_starred(summary.names, summary.unseen, index)} {share:.1%}" for index, share in shares)
         table.add_row(escape(name), escape(found))
-    lines = [Text(f"{summary.path}: {len(summary.ids)} photos; pictures in {summary.pictures}")]
+    lines = [Text(f"{summary.path}: {_photos(len(summary.ids))}; pictures in {summary.pictures}")]
     if len(summary.ids) > SHOWN_PREDICTIONS:
         lines.insert(0, Text(f"… and {len(summary.ids) - SHOWN_PREDICTIONS} more"))
     if any(index in summary.unseen for shares in summary.shares for index, _ in shares):
@@ -311,7 +311,7 @@ def _read_out(summary: PredictSummary) -> RenderableType:
         for index, region in enumerate(regions):
             words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in region.words)
             table.add_row(escape(photo) if index == 0 else "", escape(words), f"{region.share:.1%}")
-    lines = [Text(f"{summary.path}: {len(summary.ids)} photos; pictures in {summary.pictures}")]
+    lines = [Text(f"{summary.path}: {_photos(len(summary.ids))}; pictures in {summary.pictures}")]
     if len(rows) > SHOWN_PREDICTIONS:
         lines.insert(0, Text(f"… and {len(rows) - SHOWN_PREDICTIONS} more"))
     return Group(table, *lines, *_skipped(summary.skipped))
@@ -319,7 +319,7 @@ def _read_out(summary: PredictSummary) -> RenderableType:
 
 def reported(summary: ReportSummary) -> RenderableType:
     """Return what went into a report."""
-    photos = f", {summary.photos} photo{'' if summary.photos == 1 else 's'}" if summary.photos else ""
+    photos = f", {_photos(summary.photos)}" if summary.photos else ""
     return Text(f"{summary.path}: {', '.join(summary.kinds)}{photos}, {summary.size / 1e6:.1f} MB")
 
 
@@ -434,6 +434,10 @@ def _skipped(skipped: Sequence[tuple[str, str]]) -> list[Text]:
     if len(skipped) > SHOWN_SKIPPED:
         lines.append(Text(f"  … and {len(skipped) - SHOWN_SKIPPED} more"))
     return lines
+
+
+def _photos(count: int) -> str:
+    return f"{count:,} photo{'' if count == 1 else 's'}"
 
 
 def _table(*left: str, right: Sequence[str] = ()) -> Table:
