@@ -70,7 +70,7 @@ def _table(command: Any, context: Any) -> Iterator[str]:
         record = parameter.get_help_record(context)
         if record is not None:
             text, facts = _divided(record[1])
-            yield f"| `{_cell(record[0])}` | {_cell(_escaped(text))} | {_cell(_escaped(facts))} |"
+            yield f"| `{record[0]}` | {_cell(_escaped(text))} | {_cell(_escaped(facts))} |"
 
 
 def _divided(text: str) -> tuple[str, str]:

@@ -214,7 +214,7 @@ def test_the_reference_has_every_option() -> None:
     assert facts["--regions <int range>"] == ("Regions of a photo at most; with --vocabulary.", "8; 1 to 255")
     assert facts["--workspace <path>"][1] == "$ZSSEG\\_WORKSPACE; current folder"
     assert facts["--fit-words <int range>"][1] == "20,000; 2,000 of a sentence encoder; at least 1"
-    assert facts["--loss <" + "\\|".join(get_args(LossName)) + ">"][1] == "mse"
+    assert facts["--loss <" + "|".join(get_args(LossName)) + ">"][1] == "mse"
 
 
 def test_the_site_holds_every_page() -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import zsseg
+from torch import nn
 
 from zsseg import load
+from zsseg.config import ModelName
+from zsseg.export import export_onnx
 from zsseg.inference import as_rgb, load_model
+from zsseg.models import FCN, build
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -32,6 +38,23 @@ def test_onnx_equals_torch(size: tuple[int, int], trained: Path, tmp_path: Path)
     assert json.loads(about["names"]) == list(model.names)
     assert json.loads(about["unseen"]) == list(model.unseen)
     assert about["model"] == load_model(trained / "model.h5").digest
+
+
+@pytest.mark.parametrize("name", ["fcn8s", "aspp", "hourglass"])
+def test_other_networks(name: ModelName, trained: Path, tmp_path: Path) -> None:
+    """Networks other than the default can be expressed; the export itself compares two sizes with torch."""
+    given = load_model(trained / "model.h5", device="cpu", precision="float32")
+    assert given.vectors is not None
+    dim = given.vectors.shape[1]
+    torch.manual_seed(0)
+    net = build(name, dim).eval()
+    if isinstance(net, FCN):  # a thousandth of its weights will do
+        net.fc6, net.fc7, net.score = nn.Conv2d(512, 16, 7, padding=3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, dim, 1)
+    for parameter in net.parameters():
+        if not parameter.any():  # last layers start from 0, where all scores would be alike
+            torch.nn.init.normal_(parameter, std=0.02)
+    summary = export_onnx(replace(given, net=net, calibration=None), tmp_path / "model.onnx")
+    assert summary.error < 1e-3
 
 
 def test_an_existing_file_is_kept(trained: Path, tmp_path: Path) -> None:

@@ -124,7 +124,18 @@ def export_onnx(model: Model, path: Path, *, force: bool = False) -> ExportSumma
 
 @torch.no_grad()
 def _trace(scores: nn.Module, path: Path) -> None:
-    """Trace the network; where sizes are multiples of `pad_to`, what padding it does inside does not depend on them."""
+    """Trace the network; where sizes are multiples of `pad_to`, what padding it does inside does not depend on them.
+
+    Raises:
+        SettingError: It does something that ONNX has no word for.
+    """
+    try:
+        _write(scores, path)
+    except torch.onnx.errors.OnnxExporterError as refused:
+        raise SettingError(f"ONNX: cannot express this network ({str(refused).splitlines()[0]})") from refused
+
+
+def _write(scores: nn.Module, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values that become constants, and of torch's newer exporter
         torch.onnx.export(

@@ -66,7 +66,7 @@ class FCN(SegmentationNet):
         skips = [layer for layer in (self.score_pool3, self.score_pool4) if layer is not None]
         for layer, pool in zip(reversed(skips), reversed(finer), strict=True):
             outputs = F.interpolate(outputs, scale_factor=2, mode="bilinear", align_corners=False)
-            outputs = outputs + layer(_normalised(pool))
+            outputs = outputs + layer(_normalised(pool, layer.in_channels))
         return outputs
 
     def backbone_modules(self) -> list[nn.Module]:
@@ -74,9 +74,9 @@ class FCN(SegmentationNet):
         return [self.trunk]
 
 
-def _normalised(maps: Tensor) -> Tensor:
-    """Bring the channels of every cell to mean 0 and variance 1, (N, K, h, w) -> the same."""
-    return F.layer_norm(maps.permute(0, 2, 3, 1), maps.shape[1:2]).permute(0, 3, 1, 2)
+def _normalised(maps: Tensor, channels: int) -> Tensor:
+    """Bring the channels of every cell to mean 0 and variance 1, (N, K, h, w) -> the same; ONNX wants K as a number."""
+    return F.layer_norm(maps.permute(0, 2, 3, 1), (channels,)).permute(0, 3, 1, 2)
 
 
 def _trunk() -> nn.Sequential:
