@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from tiny import zsseg
 
 from zsseg import tables
 from zsseg import visualize as drawing
@@ -519,3 +520,12 @@ def test_a_preview_as_characters(each_kind: dict[str, Path], colours: bool) -> N
     assert set(lines[1]) == ({"▀"} if colours else {"."})
     assert len(lines[1]) == 40
     assert colours or "a" * 40 in lines
+
+
+def test_no_curve_without_an_unseen_class_that_counts(trained: Path, tmp_path: Path) -> None:
+    """Where --min-images leaves every unseen class out, neither the table nor a picture shows a curve of nothing."""
+    scores = tmp_path / "scores.h5"
+    shown = zsseg("eval", "--min-images", 5, "--workspace", trained, "--out", scores).stdout
+    assert "seen–unseen curve" not in shown
+    zsseg("visualize", scores, "--workspace", trained, "--out", tmp_path / "pictures")
+    assert {path.name for path in (tmp_path / "pictures").iterdir()} == {"scores_confusion.png", "scores_classes.png"}

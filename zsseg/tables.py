@@ -190,7 +190,7 @@ def _self_trained(settings: dict[str, Any]) -> str:
 def evaluated(summary: EvalSummary) -> RenderableType:
     """Return the per-class table and the means."""
     parts: list[RenderableType] = [_per_class(summary), _means(summary), *_left_out(summary)]
-    if summary.curve is not None:
+    if summary.curve is not None and not math.isnan(summary.curve.area):
         parts.append(_curve(summary.curve))
     parts.append(_scored(summary))
     return Group(*parts, *_overlap(summary.model))

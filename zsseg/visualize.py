@@ -132,6 +132,7 @@ def visualize(
         else:
             drawn = _draw(source, kind, look, progress)
         encoded = [_encoded(picture, config.format) for picture in drawn]
+    paths = paths[: len(encoded)]  # the last one, a curve, may have nothing to show
     for path, content in zip(paths, encoded, strict=True):
         artifacts.write_file(path, content)
     return paths
@@ -295,7 +296,9 @@ def _draw(source: Artifact, kind: Kind, look: _Look, progress: Progress) -> list
             )
             curve = read_curve(source, left_out=result.left_out)
             drawn = [_confusion(source, unseen), _class_bars(source.strings("names"), result, unseen)]
-            return drawn if curve is None else [*drawn, _seen_unseen(curve)]
+            if curve is None or np.isnan(curve.area):  # no unseen class that counts
+                return drawn
+            return [*drawn, _seen_unseen(curve)]
         case _:
             log.info("showing label maps alone; --data with the data artifact shows photos and truth too")
             return [_predictions_alone(source, look, progress)]
