@@ -2,11 +2,12 @@
 # make test   the same environment with the test extras: lint, types, all tests
 # make docs   build the documentation site into build/site; warnings are errors
 # make kill   kill commands at random moments and check that nothing is lost, docs/reliability.md; some minutes
+# make scale  run training, eval and predict as jobs of 2 and 4 processes, docs/scale.md; some minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs kill clean
+.PHONY: demo test docs kill scale clean
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
@@ -23,6 +24,10 @@ docs: $(VENV)/.installed-docs
 kill: $(VENV)/.installed-test
 	$(BIN)/python tests/kill.py resume --kills 20
 	$(BIN)/python tests/kill.py commands --kills 100
+
+scale: $(VENV)/.installed-test
+	$(BIN)/python tests/scale.py equal --ranks 2,4
+	$(BIN)/python tests/scale.py kill --ranks 2,4
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

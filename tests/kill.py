@@ -80,13 +80,14 @@ def run(words: tuple[str, ...], *, stop: Stop | None = None, fresh: bool = False
                 [sys.executable, "-m", "zsseg", *words], stdout=subprocess.DEVNULL, stderr=stderr
             ).pid
         else:
-            process = _fork(words, stderr.fileno())
+            process = fork(words, stderr.fileno())
         code = _wait(process, stop)
         stderr.seek(0)
         return Ended(code, time.monotonic() - started, stderr.read())
 
 
-def _fork(words: tuple[str, ...], stderr: int) -> int:
+def fork(words: tuple[str, ...], stderr: int) -> int:
+    """Start a command in a forked process, and return its id."""
     process = os.fork()
     if process:
         return process
@@ -329,6 +330,8 @@ def log(line: str) -> None:
 
 def preload() -> None:
     """Load what commands load, without starting a thread, so that forked processes need not."""
+    import timm  # noqa: F401  # a second of each command that opens a model
+
     from zsseg import embed, evaluate, fetch, predict, seeds, split, tables, train, visualize  # noqa: F401
 
 

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("models", "losses", "metrics", "sample", "downloads", "archives", "kinship"),
     ("words",),
     ("images", "hardware", "vectors", "wordnet", "sentences", "audit", "bilinear", "projection", "presence"),
-    ("artifacts",),
+    ("artifacts", "distributed"),
     ("schema", "config", "classes", "errors", "progress"),
 )
 FRONT = "__init__"  # the version, that all may read, and `load`, that reaches down to inference

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from zsseg import distributed
 from zsseg.artifacts import Artifact
 from zsseg.classes import VOID
 from zsseg.config import Precision
@@ -140,6 +141,8 @@ class FeatureCache:
             try:
                 stored = kept_features(kept, net, data, indices, settings=settings, **computing)
             except ArtifactError as error:
+                if distributed.world() > 1:  # where the others are by now, nobody knows
+                    raise
                 log.info("backbone features: cannot be kept: %s", error)
         self._features = stored or _vanishing(folder, net, data, indices, **computing)
         sizes = data.array("sizes").tolist()
@@ -199,8 +202,8 @@ def _vanishing(
     folder: Path, net: SegmentationNet, data: Artifact, indices: NDArray[np.int64], **computing: Any
 ) -> StoredFeatures:
     """Compute features into a file without a name, that is gone when nobody reads it any more."""
-    with TemporaryDirectory(dir=folder, prefix=".features-") as temporary:
-        path = Path(temporary) / "features.h5"
+    with TemporaryDirectory(dir=folder if distributed.is_main() else None, prefix=".features-") as temporary:
+        path = Path(distributed.from_main(str(Path(temporary, "features.h5").absolute())))
         try:
             store_features(path, net, data, indices, **computing)
         except ArtifactError as error:
@@ -208,7 +211,9 @@ def _vanishing(
                 f"{folder}: the backbone features of --frozen could not be written; free some space, choose another "
                 "--workspace, or train without --frozen"
             ) from error
-        return open_features(path)
+        features = open_features(path)
+        distributed.barrier()  # before it goes, every process has it open
+        return features
 
 
 def _cut(array: NDArray, top: int, left: int, side: int, *, fill: float) -> NDArray:  # type: ignore[type-arg]

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg import kinship, wordnet
+from zsseg import distributed, kinship, wordnet
 from zsseg.artifacts import beside, create, open_artifact
 from zsseg.calibration import Calibration
 from zsseg.config import TrainConfig
@@ -75,7 +75,7 @@ class Journal:
 
     def give_up(self) -> None:
         """Forget what came before the last model, so that no resume finds it."""
-        unfinished_file(self.out).unlink(missing_ok=True)
+        _forget(self.out)
 
     def save(self, stage: str, state: State, calibration: Calibration | None = None) -> None:
         """Write a state down: that of the last model under its final name."""
@@ -99,6 +99,7 @@ def open_journal(task: Task, out: Path, *, resume: bool) -> Journal:
         SettingError: A setting on the command line differs from the recorded one.
     """
     source = latest(out) if resume else None
+    distributed.check_same("the unfinished model", source)  # and from here on rank 0 may write one
     if source is not None:
         if task.config.self_train != "none":
             task = _with_stored_pseudo_labels(task, source)
@@ -106,11 +107,16 @@ def open_journal(task: Task, out: Path, *, resume: bool) -> Journal:
         return Journal(out, task, (stage, state), state.calibration_choice)
     if resume:
         log.info("%s: no unfinished model is there, training from the start", out)
-    unfinished_file(out).unlink(missing_ok=True)
+    _forget(out)
     state = initial_state(task)
     stage = LAST if task.plan is None and task.config.self_train == "none" else BEGUN
     save(task, state, unfinished_file(out), stage=stage)
     return Journal(out, task, (stage, state))
+
+
+def _forget(out: Path) -> None:
+    if distributed.is_main():
+        unfinished_file(out).unlink(missing_ok=True)
 
 
 def unfinished_file(out: Path) -> Path:
@@ -124,7 +130,9 @@ def latest(out: Path) -> Path | None:
 
 
 def save(task: Task, state: State, path: Path, calibration: Calibration | None = None, *, stage: str = LAST) -> None:
-    """Write a model; while there is more to train with the optimizer's state, for a resume."""
+    """Write a model; while there is more to train with the optimizer's state, for a resume. Rank 0 does it for all."""
+    if not distributed.is_main():
+        return
     recipe = {} if task.recipe is None else {"recipe": dict(task.recipe.settings)}
     params = recorded_settings(task, state) | recipe | ({} if stage == LAST else {"stage": stage})
     with create(path, "model", params=params, inputs=task.inputs, force=True, claimed=True) as writer:
@@ -162,6 +170,7 @@ def _restore(task: Task, source: Path, out: Path) -> tuple[str, State]:
     """Return stage and state of an unfinished model; messages name the model artifact to be."""
     with open_artifact(source, "model") as artifact:
         recorded = artifact.params
+        distributed.check_same(str(out), artifact.digest)
         if "optimizer" not in artifact:
             raise ArtifactError(
                 f"{out}: is finished ({recorded['step']} steps), nothing to resume; train anew with --force"

@@ -83,11 +83,14 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         signal.signal(signal.SIGTERM, _as_interrupt)  # clean up after SIGTERM as after Ctrl-C
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            _leave_job()
+            return result
         except ZssegError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted; whatever stands under a final name is whole", code=INTERRUPTED)
+            who = "interrupted, or another process of the job died" if _in_job() else "interrupted"
+            _fail(f"{who}; whatever stands under a final name is whole", code=INTERRUPTED)
         except MemoryError:
             _fail(OUT_OF_MEMORY)
         except RuntimeError as error:  # torch's way to say it, on the CPU and on a GPU
@@ -106,8 +109,44 @@ def _as_interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _fail(message: str, *, code: int = 1) -> None:
-    typer.echo(f"zsseg: error: {' '.join(message.split())}", err=True)
+    rank = os.environ["RANK"] if _in_job() else "0"
+    if _speaks_first():
+        typer.echo(f"zsseg: error: {'' if rank == '0' else f'rank {rank}: '}{' '.join(message.split())}", err=True)
     raise SystemExit(code)
+
+
+def _in_job() -> bool:
+    """Return whether torchrun started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ
+
+
+def _is_main() -> bool:
+    """Return whether this process is the one that shows things."""
+    return not _in_job() or os.environ["RANK"] == "0"
+
+
+def _join_job() -> None:
+    """Meet the other processes of a job of several; its commands call this first."""
+    if _in_job():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what torch says of lost connections, `_fail` says, too
+        from zsseg import distributed
+
+        distributed.join()
+
+
+def _leave_job() -> None:
+    if _in_job():
+        from zsseg import distributed
+
+        distributed.leave()
+
+
+def _speaks_first() -> bool:
+    if not _in_job():
+        return True
+    from zsseg import distributed
+
+    return distributed.speaks_first()
 
 
 def _examples(*lines: str) -> str:
@@ -584,10 +623,11 @@ def train(
     """Train a visual model towards the class vectors, model.h5. Ctrl-C keeps what was trained so far."""
     from rich.console import Group
 
-    from zsseg import artifacts, checkpoint, tables
+    from zsseg import artifacts, checkpoint, distributed, tables
     from zsseg import seeds as repeats
     from zsseg import train as training
 
+    _join_job()
     _check_json(json_file, force=force)
     files = _Files(workspace, data, labels, split, out or workspace / "model.h5")
     artifacts.check_output(files.out, force=force or resume)
@@ -612,8 +652,9 @@ def train(
         if config.self_train == "none" and _is_given(ctx, "rounds"):
             raise SettingError("--rounds: belongs to --self-train void or anywhere; name one, or leave it out")
         _check_unseen(files, unseen)  # first: a misspelt class stops it before anything is made
-        label_file = None if config.loss == "softmax" else _need_labels(files, dim)
-        _need_split(files, unseen, bars)
+        with distributed.main_first():
+            label_file = None if config.loss == "softmax" else _need_labels(files, dim)
+            _need_split(files, unseen, bars)
         features = training.Features()
         for run in runs:
             summary = training.train(
@@ -681,6 +722,7 @@ def evaluate(
     from zsseg import evaluate as evaluation
     from zsseg import seeds as repeats
 
+    _join_job()
     _check_json(json_file, force=force)
     config = EvalConfig(partition, seen_bias, min_images, max_side, precision, device, calibration, protocol)
     models = repeats.models_to_score(model or [workspace / "model.h5"], seeds)
@@ -776,6 +818,7 @@ def predict(
     from zsseg import open_vocabulary, tables
     from zsseg import predict as prediction
 
+    _join_job()
     words = _words(open_vocabulary.listed(classes or ""), classes, add=add)
     config = PredictConfig(
         seen_bias, max_side, precision, device, skip_bad, calibration, words, add, _vocabulary(vocabulary), regions,
@@ -1024,7 +1067,8 @@ def _is_given(ctx: typer.Context, key: str) -> bool:
 
 def _resume_line() -> str:
     words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
-    return shlex.join(["zsseg", *words, "--resume"])
+    command = ("torchrun", "...", "-m", "zsseg") if _in_job() else ("zsseg",)
+    return shlex.join([*command, *words, "--resume"])
 
 
 def _existing(path: Path) -> Path | None:
@@ -1048,6 +1092,8 @@ def _report(json_file: str | None, report: object, table: RenderableType) -> Non
     """Show a table, or JSON where stdout was asked for; write JSON where a file was."""
     from zsseg.artifacts import write_file
 
+    if not _is_main():
+        return
     text = json.dumps(report, indent=2)
     if json_file == "-":
         typer.echo(text)
@@ -1101,6 +1147,8 @@ def _vocabulary(given: str | None) -> int | Literal["all"] | None:
 
 
 def _show(result: RenderableType) -> None:
+    if not _is_main():
+        return
     _console(stderr=False).print(
         _text(result) if isinstance(result, str) else result, highlight=False, soft_wrap=isinstance(result, str)
     )
@@ -1136,7 +1184,7 @@ class _Bars:
     """Progress bars and notes on stderr: bars on a terminal only, nothing at all when quiet."""
 
     def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
+        self._quiet = quiet or not _is_main()
         self._console = _console(stderr=True)
         self._notes = _Notes(self._console)
         self._bars: Any = None
@@ -1144,7 +1192,8 @@ class _Bars:
 
     def __enter__(self) -> _Bars:
         logger = logging.getLogger("zsseg")
-        logger.setLevel(logging.WARNING if self._quiet else logging.INFO)
+        notes = logging.WARNING if self._quiet else logging.INFO
+        logger.setLevel(notes if _is_main() else logging.CRITICAL)
         logger.addHandler(self._notes)
         if not self._quiet and self._console.is_terminal and _progress_form.get() == "bar":
             self._bars = _bars(self._console)

@@ -4,7 +4,8 @@
     ├── ArtifactError   an HDF5 artifact is missing, damaged, of another kind, or does not fit its neighbours
     ├── DataError       an image, label map, archive, weight or vector file cannot be used
     ├── SettingError    an option, class name or word that cannot be met
-    └── TrainingError   training cannot go on
+    ├── TrainingError   training cannot go on
+    └── JobError        the processes of a job of several cannot work together any more
 
 A message is one line: what, got, expected, and what to do next. Only `cli.py` turns them into exit codes.
 """
@@ -33,6 +34,10 @@ class SettingError(ZssegError):
 
 class TrainingError(ZssegError):
     """Training that cannot go on."""
+
+
+class JobError(ZssegError):
+    """A job of several processes that cannot go on, mostly because one of them died."""
 
 
 def suggestion(word: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg import distributed
 from zsseg.artifacts import Artifact, check_output, claim, create, open_artifact, same_names
 from zsseg.calibration import Calibration
 from zsseg.classes import BACKGROUND, VOID
@@ -156,15 +157,16 @@ def evaluate(
     check_output(out, force=force)
     loaded = load_model(model, device=config.device, precision=config.precision)
     rules = _rules(loaded, config)
-    with open_artifact(data, "data") as images, claim(out, force=force):
+    with open_artifact(data, "data") as images, distributed.output(out) as to, claim(to, force=force):
+        distributed.check_same("model and data", (loaded.digest, images.digest, loaded.precision))
         same_names(loaded.names, images.strings("names"), f"{model} and {data}")
         chosen = _chosen(images, config)
         counts = _count(loaded, rules, images, chosen, progress)
         if not counts.images_per_class.any():
             raise DataError(f"{data}: its {config.partition} photos have no label maps; eval needs the truth")
         inputs = {"model": loaded.digest, "data": images.digest}
-        _write(out, loaded, rules, counts, config=config, inputs=inputs)
-    return summarise(out, min_images=config.min_images, config=config, images=counts.images)
+        _write(to, loaded, rules, counts, config=config, inputs=inputs)
+        return summarise(to, min_images=config.min_images, config=config, images=counts.images)
 
 
 def summarise(path: Path, *, min_images: int, config: EvalConfig, images: int) -> EvalSummary:
@@ -293,7 +295,8 @@ def _count(model: Model, rules: Rules, images: Artifact, chosen: list[int], prog
         np.zeros((4, classes, BINS), dtype=np.int64),
     )
     ids = images.strings("ids")
-    for index in progress.track(chosen, "scoring", len(chosen)):
+    own = distributed.share(chosen)
+    for index in progress.track(own, "scoring", len(own)):
         encoded = images.bytes_at("label_maps", index)
         if encoded:
             image = decode_image(images.bytes_at("images", index), f"photo {ids[index]}")
@@ -302,7 +305,17 @@ def _count(model: Model, rules: Rules, images: Artifact, chosen: list[int], prog
                 truth = np.where(truth == rules.background, np.uint8(VOID), truth)
             side = rules.max_side if rules.protocol == "native" else max(truth.shape)
             _count_image(model, rules, counts, score_image(model, image, max_side=side), truth)
-    return counts
+    return _over_all_ranks(counts)
+
+
+def _over_all_ranks(counts: Counts) -> Counts:
+    return Counts(
+        distributed.sum_counts(counts.generalized),
+        distributed.sum_counts(counts.vanilla),
+        distributed.sum_counts(counts.images_per_class),
+        distributed.sum_counts(counts.gaps),
+        int(distributed.sum_counts(np.array(counts.images))),
+    )
 
 
 def on_grid(image: UInt8, truth: UInt8, protocol: Protocol) -> tuple[UInt8, UInt8]:

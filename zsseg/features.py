@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zsseg import __version__
+from zsseg import __version__, distributed
 from zsseg.artifacts import Artifact, create, open_artifact
 from zsseg.config import Precision
 from zsseg.dataset import normalise, read_image
-from zsseg.errors import ArtifactError
+from zsseg.errors import ArtifactError, DataError
 from zsseg.hardware import autocast
 from zsseg.models import SegmentationNet
 from zsseg.progress import Progress
@@ -113,19 +114,26 @@ def store_features(
         ArtifactError: The file cannot be written.
     """
     with contextlib.ExitStack() as opened:
-        old = _opened(path, opened)
-        had = set(old.images) if old else set()
+        old = _opened(path, opened) if distributed.is_main() else None
+        had = set(distributed.from_main(old.images if old else []))
         wanted = sorted(had | {int(index) for index in indices})
+        missing = [index for index in wanted if index not in had]
+        computed = distributed.in_order(missing, lambda index: _computed(net, data, index, precision))
+        if not distributed.is_main():
+            deque(computed, maxlen=0)
+            distributed.barrier()  # until rank 0 has written them
+            return
         inputs = {"data": data.digest}
         with create(path, "features", params={"precision": precision}, inputs=inputs, force=True) as writer:
             shapes = []
             for index in progress.track(wanted, "backbone features", len(wanted)):
-                shape, encoded = old.raw(index) if old and index in had else _computed(net, data, index, precision)
+                shape, encoded = old.raw(index) if old and index in had else next(computed)
                 writer.append("maps", encoded)
                 shapes.append(shape)
             writer.put("names", data.strings("names"))
             writer.put("images", wanted)
             writer.put("shapes", shapes)
+        distributed.barrier()
 
 
 def open_features(path: Path) -> StoredFeatures:
@@ -133,7 +141,13 @@ def open_features(path: Path) -> StoredFeatures:
 
     Raises:
         ArtifactError: They are gone or damaged.
+        DataError: Another process wrote them, where this one does not see them.
     """
+    if not distributed.is_main() and not path.exists():
+        raise DataError(
+            f"{path}: rank 0 wrote backbone features that this process does not see; "
+            "set ZSSEG_FEATURES, or --workspace with ZSSEG_FEATURES=none, to a folder that all machines share"
+        )
     return StoredFeatures(open_artifact(path, "features", verify=False))
 
 
@@ -153,17 +167,27 @@ def kept_features(
         ArtifactError: The folder cannot be written.
     """
     path = folder / f"{feature_key(net, data, settings, precision)[:32]}.h5"
-    with contextlib.suppress(ArtifactError):  # missing or damaged
+    stored = _complete(path, indices) if distributed.is_main() else None
+    path, found = Path(distributed.from_main(str(path))), distributed.from_main(stored is not None)
+    if found:
+        return stored or open_features(path)
+    store_features(path, net, data, indices, precision=precision, progress=progress)
+    log.info("backbone features: kept in %s (%.1f GB), which may be deleted at will", folder, path.stat().st_size / 1e9)
+    stored = open_features(path)
+    if distributed.is_main():
+        _make_room(folder, keep=path)
+    return stored
+
+
+def _complete(path: Path, indices: NDArray[np.int64]) -> StoredFeatures | None:
+    """Return the features that a file holds; None where it is missing or damaged, or lacks one of the photos."""
+    with contextlib.suppress(ArtifactError):
         stored = StoredFeatures(open_artifact(path, "features"))
         if set(indices.tolist()) <= set(stored.images):
             log.info("backbone features: taken from %s", path.name)
             os.utime(path)
             return stored
-    store_features(path, net, data, indices, precision=precision, progress=progress)
-    log.info("backbone features: kept in %s (%.1f GB), which may be deleted at will", folder, path.stat().st_size / 1e9)
-    stored = open_features(path)
-    _make_room(folder, keep=path)
-    return stored
+    return None
 
 
 def _opened(path: Path, opened: contextlib.ExitStack) -> StoredFeatures | None:

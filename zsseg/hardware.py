@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from zsseg import distributed
 from zsseg.config import Device, Precision
 from zsseg.errors import SettingError
 
@@ -24,7 +25,20 @@ def choose_device(device: Device) -> torch.device:
         raise SettingError("--device cuda: torch sees no GPU here; use --device cpu, or install torch for your CUDA")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and distributed.world() > 1:
+        return _own_gpu(distributed.local_rank())
     return torch.device(device)
+
+
+def _own_gpu(number: int) -> torch.device:
+    """Return the GPU of one of several processes of this machine."""
+    if number >= torch.cuda.device_count():
+        raise SettingError(
+            f"--device cuda: process {number + 1} of this machine finds {torch.cuda.device_count()} GPUs; "
+            "start as many processes as there are GPUs, with --nproc-per-node"
+        )
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def choose_precision(precision: Precision, device: torch.device) -> Precision:

@@ -9,7 +9,8 @@ Pixels of any other label, void above all, add nothing. A batch of void pixels o
 
 The mean is always over the pixels that count, Σ_p a_p l_p / Σ_p a_p, and for the joint embedding the sum is over the
 D dims: a mean over dims would shrink the effective learning rate with D and confound every comparison of
-embedding sizes; a sum over pixels would tie it to the image size.
+embedding sizes; a sum over pixels would tie it to the image size. Where several processes share a batch, both sums are
+over all of it (`zsseg.distributed`), and so are those of JoEm's mean embeddings.
 
 Heads start from 0, where a cosine has no gradient. Cosines here are cos_ε(f, w) = f·ŵ / √(‖f‖² + ε²) with ε = 0.1:
 the gradient at f = 0 is ŵ/ε, and at ‖f‖ = 1 the value is within 0.5 % of the cosine. Losses that do not fix the
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg import bilinear
+from zsseg import bilinear, distributed
 from zsseg.classes import VOID
 from zsseg.config import LossName, Negatives
 
@@ -65,7 +66,7 @@ def mse(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weights:
     towards = bilinear.gather(of_class, outputs.shape[-2:]).permute(0, 2, 3, 1) @ chosen
     lengths = (of_class.sum(dim=(0, 2, 3)) * chosen.square().sum(dim=1)).sum()
     total = bilinear.weighted_squares(outputs, share) - 2 * (outputs.permute(0, 2, 3, 1) * towards).sum() + lengths
-    return total / share.sum().clamp_min(1e-12)
+    return _ratio(total, share)
 
 
 def cosine(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -220,7 +221,13 @@ def _targets(labels: Tensor, seen: Tensor, weights: Tensor | None, outputs: Tens
 
 
 def _mean(losses: Tensor, share: Tensor) -> Tensor:
-    return (losses * share).sum() / share.sum().clamp_min(1e-12)
+    return _ratio((losses * share).sum(), share)
+
+
+def _ratio(total: Tensor, share: Tensor) -> Tensor:
+    """Return a sum over pixels by the sum of their weights, both over the whole batch."""
+    total, weight = distributed.summed(total, share.sum())
+    return total / weight.clamp_min(1e-12)
 
 
 def _products(outputs: Tensor, vectors: Tensor, size: torch.Size) -> Tensor:
@@ -256,12 +263,13 @@ def _blended_squares(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Ten
 def _consistency(outputs: Tensor, place: Tensor, share: Tensor, vectors: Tensor, is_object: Tensor) -> Tensor:
     """Return JoEm's SC: how far the relations of the batch's mean embeddings are from those of the class vectors."""
     one_hot = F.one_hot(place, len(vectors)) * share.unsqueeze(-1)  # (N, H, W, S)
-    totals = one_hot.sum(dim=(0, 1, 2))
+    (totals,) = distributed.summed(one_hot.sum(dim=(0, 1, 2)))
     present = is_object & (totals > 0)
     if present.sum() < 2:
         return outputs.new_zeros(())
     on_grid = bilinear.gather(one_hot.permute(0, 3, 1, 2), outputs.shape[-2:])
-    means = torch.einsum("nshw,ndhw->sd", on_grid, outputs)[present] / totals[present, None]
+    (sums,) = distributed.summed(torch.einsum("nshw,ndhw->sd", on_grid, outputs))
+    means = sums[present] / totals[present, None]
     wanted = (-JOEM_TAU * _distances(vectors[present])).softmax(dim=1)
     return F.kl_div((-_distances(means)).log_softmax(dim=1), wanted, reduction="batchmean")
 

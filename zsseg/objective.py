@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg import losses
+from zsseg import distributed, losses
 from zsseg.classes import BACKGROUND, VOID
 from zsseg.dataset import LABEL_STRIDE, seen_pixels
 from zsseg.models import gate
@@ -65,10 +65,12 @@ def _weighting(task: Task) -> Callable[[Tensor], Tensor | None]:
 def _training_pixels(task: Task) -> NDArray[np.int64]:
     """Return the training pixels of each class, (C,); unseen classes have pseudo-labels at most."""
     with task.open_data() as data:
-        return sum(
-            seen_pixels(data, task.train.tolist(), task.unseen.tolist(), len(task.names), pseudo=task.pseudo_maps),
+        photos = distributed.share(task.train.tolist())
+        own = sum(
+            seen_pixels(data, photos, task.unseen.tolist(), len(task.names), pseudo=task.pseudo_maps),
             np.zeros(len(task.names), dtype=np.int64),
         )
+    return distributed.sum_counts(own)
 
 
 def gate_loss(task: Task, branches: tuple[Tensor, ...], labels: Tensor) -> Tensor:

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg import distributed
 from zsseg.artifacts import Artifact, Writer, check_output, create, drafts, kind_of, open_artifact
 from zsseg.calibration import Calibration
 from zsseg.classes import BACKGROUND, VOID
@@ -129,23 +131,37 @@ def predict(
         loaded = load_model(model, device=config.device, precision=config.precision)
         labeller = _labeller(loaded, model, config, labels, Places(tuple(vectors), (model.parent, Path())))
         _check_pictures(photos, pictures, force=force)
-        unfinished = opened.enter_context(drafts(pictures, out.name))
+        distributed.check_same("photos and model", (list(photos), loaded.digest, loaded.precision))
+        unfinished = _shared_drafts(pictures, out, opened)
         params = _params(config, loaded, labeller)
+
+        def label(named: tuple[str, _Photo]) -> tuple[dict[str, Any], bytes]:
+            name, photo = named
+            try:
+                image = photo.read()
+            except DataError as error:
+                if not config.skip_bad:
+                    raise DataError(f"{error}; leave such files out with --skip-bad") from error
+                return {"source": photo.source, "skipped": str(error)}, b""
+            prediction, regions = labeller.label(image)
+            _write_pictures(unfinished, name, image, prediction, labeller.unseen)
+            areas, scores = prediction.areas.tolist(), prediction.mean_scores.tolist()
+            record = {"name": name, "source": photo.source, "areas": areas, "scores": scores, "regions": regions}
+            return record, encode_label_map(prediction.label_map)
+
         found: list[tuple[str, str, Prediction, tuple[Region, ...]]] = []
-        skipped = []
+        skipped: list[tuple[str, str]] = []
+        labelled = distributed.in_order(list(photos.items()), label)
+        if not distributed.is_main():
+            deque(labelled, maxlen=0)
+            return _summary(found, labeller, out, pictures, skipped)
         with create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer:
-            for name, photo in progress.track(photos.items(), "predicting", len(photos)):
-                try:
-                    image = photo.read()
-                except DataError as error:
-                    if not config.skip_bad:
-                        raise DataError(f"{error}; leave such files out with --skip-bad") from error
-                    skipped.append((photo.source, str(error)))
+            for record, encoded in progress.track(labelled, "predicting", len(photos)):
+                if "skipped" in record:
+                    skipped.append((record["source"], record["skipped"]))
                     continue
-                prediction, regions = labeller.label(image)
-                _write_pictures(unfinished, name, image, prediction, labeller.unseen)
-                writer.append("label_maps", encode_label_map(prediction.label_map))
-                found.append((name, photo.source, replace(prediction, label_map=_GONE), regions))
+                writer.append("label_maps", encoded)
+                found.append((record["name"], record["source"], _counted(record, labeller), tuple(record["regions"])))
             if not found:
                 raise DataError(f"none of the {len(photos)} files is a readable image (first: {skipped[0][1]})")
             _put(writer, found, labeller.names, read_out=config.vocabulary is not None)
@@ -155,6 +171,21 @@ def predict(
 
 
 _GONE = np.zeros((0, 0), np.uint8)  # a label map that is written already and need not be kept
+
+
+def _counted(record: dict[str, Any], labeller: _Labeller) -> Prediction:
+    """Return a prediction without its label map."""
+    scores = np.array(record["scores"], dtype=np.float32)
+    return Prediction(_GONE, np.array(record["areas"], dtype=np.int64), scores, tuple(labeller.names))
+
+
+def _shared_drafts(pictures: Path, out: Path, opened: ExitStack) -> Path:
+    """Return the folder of the unfinished pictures, which is that of rank 0."""
+    own = opened.enter_context(drafts(pictures, out.name)).absolute() if distributed.is_main() else Path()
+    folder = Path(distributed.from_main(str(own)))
+    if not folder.is_dir():
+        raise DataError(f"{pictures}: this process does not see the folder of rank 0; name one that all machines share")
+    return folder
 
 
 def as_json(summary: PredictSummary) -> dict[str, Any]:
@@ -241,6 +272,11 @@ def _labeller(model: Model, path: Path, config: PredictConfig, labels: Path | No
         return _ByClasses(model, lambda image: score_image(model, image, max_side=config.max_side), calibration)
     if config.classes and config.vocabulary is not None:
         raise SettingError("--classes and --vocabulary: words to choose from, or a whole vocabulary; leave one out")
+    if config.vocabulary is not None and distributed.world() > 1:
+        raise SettingError(
+            "--vocabulary: numbers its words in the order of the photos, which several processes do not keep; "
+            "run it without torchrun"
+        )
     if config.vocabulary is not None:
         recipe = read_recipe(path, labels)
         words, rows = frequent_words(None if config.vocabulary == "all" else config.vocabulary, recipe, places)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg import calibration
+from zsseg import calibration, distributed
 from zsseg.artifacts import Artifact
 from zsseg.calibration import Calibration, Choice, Evidence
 from zsseg.classes import BACKGROUND, VOID
@@ -269,7 +269,8 @@ def measure(
     units = [1.0 if each.on_distances else gap_unit(vectors) for each in calibrations]
     counts = [np.zeros((4, classes, BINS), dtype=np.int64) for _ in calibrations]
     pixels = np.zeros(classes, dtype=np.int64)
-    for index in progress.track(photos, "choosing the calibration", len(photos)):
+    own = distributed.share(photos)
+    for index in progress.track(own, "choosing the calibration", len(own)):
         image = read_image(data, index)
         truth = training_labels(data, index, void, image.shape[:2])
         grid = score_image(model, image, max_side=PredictConfig.max_side)
@@ -277,6 +278,7 @@ def measure(
         for each, unit, total in zip(calibrations, units, counts, strict=True):
             found = contest(grid, each, model.seen, rivals)
             total += count_gaps(truth, found.seen, found.unseen, gap_bins(found.gap, unit), classes=classes)
+    counts, pixels = [distributed.sum_counts(each) for each in counts], distributed.sum_counts(pixels)
     return [
         seen_unseen_curve(total, gap_edges(unit), pixels, seen=model.seen, unseen=rivals)
         for total, unit in zip(counts, units, strict=True)

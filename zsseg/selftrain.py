@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from zsseg import calibration as calibrations
+from zsseg import distributed
 from zsseg.artifacts import Artifact
 from zsseg.calibration import Calibration
 from zsseg.classes import VOID
@@ -80,28 +81,30 @@ def pseudo_labels(
         progress: Told of each photo.
     """
     order = np.random.default_rng([seed, len(photos)]).permutation(photos)
+    sizes = data.array("sizes").tolist()
     looked = 0
     pixels = np.zeros(256, dtype=np.int64)
     maps: dict[int, bytes] = {}
     for index in progress.track(order.tolist(), "pseudo-labels", len(order)):
         if looked == PHOTOS:
             break
-        image = read_image(data, index)
-        labels = training_labels(data, index, model.unseen, image.shape[:2])
-        if rule == "void":
-            inside = inner_void(labels) & bool(data.bytes_at("label_maps", index))
-            if not inside.any():
-                continue
-            proposed = propose_inside(model, image, inside)
-        else:
-            proposed = propose(model, image)  # which is given no label
+        labels = training_labels(data, index, model.unseen, tuple(sizes[index]))
+        inside = inner_void(labels) & bool(data.bytes_at("label_maps", index)) if rule == "void" else None
+        if inside is not None and not inside.any():
+            continue
         looked += 1
+        if looked % distributed.world() != distributed.rank():
+            continue  # another process looks at it
+        image = read_image(data, index)
+        # `propose` is given no label
+        proposed = propose(model, image) if inside is None else propose_inside(model, image, inside)
         kept = yield_to_seen(proposed, labels)
         if (kept != VOID).any():
             maps[index] = encode_label_map(kept)
             pixels += np.bincount(kept.ravel(), minlength=256)
+    maps, pixels = distributed.merged(maps), distributed.sum_counts(pixels)
     counts = {model.names[index]: int(pixels[index]) for index in model.unseen}
-    return PseudoLabels(dict(sorted(maps.items())), _record(rule, looked=looked, labelled=len(maps), pixels=counts))
+    return PseudoLabels(maps, _record(rule, looked=looked, labelled=len(maps), pixels=counts))
 
 
 def inner_void(label_map: UInt8, margin: int = MARGIN) -> NDArray[np.bool_]:

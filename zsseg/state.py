@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from zsseg import kinship, losses
+from zsseg import distributed, kinship, losses
+from zsseg.distributed import Part
 from zsseg.errors import SettingError
 from zsseg.inference import Model
-from zsseg.models import SegmentationNet, build, fill_anchors, load_pretrained
+from zsseg.models import BatchDropout, SegmentationNet, build, fill_anchors, load_pretrained
 from zsseg.task import Task
 
 
@@ -39,6 +40,13 @@ class State:
         """Yield all that the optimizer may hold, by name."""
         yield from self.net.named_parameters()
         yield "log_scale", self.log_scale
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the tensors that training changes."""
+        yield from self.net.state_dict().values()
+        yield self.log_scale
+        for _, parameter in self.parameters():
+            yield from self.optimizer.state.get(parameter, {}).values()
 
 
 def initial_state(task: Task) -> State:
@@ -71,12 +79,18 @@ def state_of(task: Task, net: SegmentationNet, pretrained: dict[str, str]) -> St
     """Return the state of a network, whose optimizer has not stepped yet and whose history is empty.
 
     Raises:
-        SettingError: A random backbone is to be kept as it is.
+        SettingError: A random backbone is to be kept as it is; or it gathers statistics, which several processes do not
+            have in common.
     """
     net.from_random = pretrained["source"] == "none"
     if net.from_random and task.config.frozen:
         raise SettingError(
             "--frozen keeps the backbone as it is, --weights none makes it random; leave one of them out"
+        )
+    if net.from_random and distributed.world() > 1 and any(isinstance(each, nn.BatchNorm2d) for each in net.modules()):
+        raise SettingError(
+            "--weights none: this backbone gathers the statistics of whole batches, and several processes have none in "
+            "common; train it with one process, or from pre-trained weights"
         )
     net = net.to(task.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     set_mode(net, training=True)
@@ -112,6 +126,13 @@ def set_mode(net: SegmentationNet, *, training: bool) -> None:
     for module in net.modules():
         if isinstance(module, nn.Dropout2d | nn.Dropout) or (isinstance(module, nn.BatchNorm2d) and net.from_random):
             module.train(training)
+
+
+def take_part(net: SegmentationNet, part: Part | None) -> None:
+    """Tell the dropout layers which part of a batch they see."""
+    for module in net.modules():
+        if isinstance(module, BatchDropout):
+            module.part = part
 
 
 def as_model(task: Task, net: SegmentationNet) -> Model:

@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -32,21 +32,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zsseg import calibration, checkpoint, losses, metrics, probe, selftrain
+from zsseg import calibration, checkpoint, distributed, losses, metrics, probe, selftrain
 from zsseg.artifacts import check_output, claim
 from zsseg.batches import FeatureCache, batch_positions, image_batches
 from zsseg.calibration import Calibration
 from zsseg.checkpoint import LAST, TEACHER, Journal
+from zsseg.classes import VOID
 from zsseg.config import PredictConfig, TrainConfig, feature_folder
 from zsseg.dataset import normalise, read_image, training_labels
-from zsseg.errors import TrainingError
+from zsseg.distributed import Part
+from zsseg.errors import JobError, TrainingError
 from zsseg.hardware import autocast, keep_freed_memory
 from zsseg.inference import label_map, score_image
 from zsseg.models import SegmentationNet
 from zsseg.objective import as_far_as, gate_loss, loss_function
 from zsseg.progress import SILENT, Progress
 from zsseg.selftrain import PseudoLabels
-from zsseg.state import State, as_model, set_mode
+from zsseg.state import State, as_model, set_mode, take_part
 from zsseg.task import Task, read_task, with_pseudo_labels
 
 log = logging.getLogger(__name__)
@@ -129,7 +131,9 @@ def train(
     check_output(out, force=force or resume)
     keep_freed_memory()
     task = read_task(data, split, labels, config)
-    with claim(out, force=force or resume), torch.random.fork_rng(devices=[]):
+    distributed.check_same("inputs and settings", (task.inputs, task.config, task.lr, task.crop, task.precision))
+    claimed = claim(out, force=force or resume) if distributed.is_main() else nullcontext()
+    with claimed, torch.random.fork_rng(devices=[]):
         journal = checkpoint.open_journal(task, out, resume=resume)
         try:
             cache = _features(journal, features or Features(), progress) if task.config.frozen else None
@@ -202,6 +206,7 @@ def _choose_calibration(journal: Journal, cache: FeatureCache | None, progress: 
             seed=config.seed,
             progress=progress,
         )
+        choice = distributed.from_main(choice)
     log.info(
         "calibration: parameter %.4g takes mIoU of %s from the probe to %.3f, of its seen classes from %.3f to %.3f",
         choice["parameter"],
@@ -259,7 +264,7 @@ def _calibration(task: Task, state: State, progress: Progress) -> Calibration | 
     model, seed = as_model(task, state.net), task.config.seed
     with task.open_data() as data:
         if state.calibration_choice is None:
-            state.calibration_choice = probe.spend_seen_loss(
+            choice = probe.spend_seen_loss(
                 task.calibration,
                 model,
                 data,
@@ -268,6 +273,7 @@ def _calibration(task: Task, state: State, progress: Progress) -> Calibration | 
                 seed=seed,
                 progress=progress,
             )
+            state.calibration_choice = distributed.from_main(choice)
         evidence = probe.gather_evidence(task.calibration, model, data, task.train.tolist(), seed=seed)
     set_mode(state.net, training=True)
     return calibration.build(task.calibration, state.calibration_choice["parameter"], evidence)
@@ -288,11 +294,13 @@ def _run(
         task.train, batch=config.batch, epochs=config.epochs, seed=config.seed, start=state.step
     )
     batches, features_of = _batch_source(task, state, positions, cache)
+    distributed.copy_from_main(state.tensors())
     loss_of = loss_function(task, state.log_scale)
     saved = time.monotonic()
-    with _interrupts() as interrupted:
-        for inputs, labels in progress.track(batches, _title(task, stage), len(positions)):
-            _step(task, state, inputs, labels, features_of=features_of, loss_of=loss_of)
+    stop = False
+    with _interrupts() as interrupted, _saved_where_another_dies(task, state, journal, stage):
+        for inputs, labels, part in progress.track(batches, _title(task, stage), len(positions)):
+            _step(task, state, inputs, labels, part=part, features_of=features_of, loss_of=loss_of)
             progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
             if stage == LAST and state.step % task.steps_per_epoch == 0:
                 state.val_seen_miou.append(_validate(task, state.net))  # short, so an interrupt waits for it
@@ -303,14 +311,27 @@ def _run(
                     _smooth(state.losses[-task.steps_per_epoch :]),
                     state.val_seen_miou[-1],
                 )
-            if interrupted.is_set():
+            stop = distributed.any_of(interrupted.is_set())
+            if stop:
                 break
             if state.step < task.total_steps and _checkpoint_is_due(config, state.step, saved):
                 journal.save(stage, state)
                 saved = time.monotonic()
         finished = state.step == task.total_steps
         journal.save(stage, state, _calibration(task, state, progress) if finished and stage == LAST else None)
-    return finished and (stage == LAST or not interrupted.is_set())
+        stop = distributed.any_of(stop or interrupted.is_set())
+    return finished and (stage == LAST or not stop)
+
+
+@contextmanager
+def _saved_where_another_dies(task: Task, state: State, journal: Journal, stage: str) -> Iterator[None]:
+    """Write down what was trained where another process of the job dies: an exchange never fails within an update."""
+    try:
+        yield
+    except JobError:
+        if stage != LAST or state.step < task.total_steps:  # or else only the calibration is missing
+            journal.save(stage, state)
+        raise
 
 
 def walk(
@@ -339,9 +360,9 @@ def walk(
     positions = batch_positions(task.train, batch=config.batch, epochs=config.epochs, seed=config.seed)
     batches, features_of = _batch_source(task, state, positions, cache)
     loss_of = loss_function(task, state.log_scale)
-    for inputs, labels in progress.track(batches, title, len(positions)):
+    for inputs, labels, part in progress.track(batches, title, len(positions)):
         rate = None if rate_of is None else rate_of(state.step)
-        _step(task, state, inputs, labels, features_of=features_of, loss_of=loss_of, fixed_rate=rate)
+        _step(task, state, inputs, labels, part=part, features_of=features_of, loss_of=loss_of, fixed_rate=rate)
         progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
         yield state.step
 
@@ -363,11 +384,15 @@ def _step(
     inputs: Any,
     labels: Tensor,
     *,
+    part: Part,
     features_of: Callable[[Any], list[Tensor]],
     loss_of: Callable[[Tensor, Tensor], Tensor],
     fixed_rate: float | None = None,
 ) -> None:
-    """Do one step of gradient descent on the mean loss of all supervised outputs, and on the gate's in its time."""
+    """Do one step of gradient descent on the mean loss of all supervised outputs, and on the gate's in its time.
+
+    Inputs and labels are this rank's part of the batch; losses and gradients are of all of it.
+    """
     rate = learning_rate(state.step, task.total_steps, task.lr)
     gated = state.step < task.gate_steps
     gate_rate = learning_rate(state.step, task.gate_steps, task.lr) if gated else 0.0
@@ -376,11 +401,14 @@ def _step(
     for group in state.optimizer.param_groups:
         group["lr"] = (gate_rate if group.get("gate") else rate) * group["multiple"]
     torch.manual_seed(task.config.seed * 1_000_003 + state.step)  # of dropout, so that a resume draws the same
+    take_part(state.net, part if distributed.world() > 1 else None)
     with autocast(task.precision, task.device):
         features = features_of(inputs)
         outputs = state.net.outputs(features)
         branches = state.net.gate_branches(features) if gated else None
     labels = labels.to(task.device)
+    if part.is_empty:
+        labels = torch.full_like(labels, VOID)
     loss = torch.stack([loss_of(each.float(), as_far_as(each, state.net.stride, labels)) for each in outputs]).mean()
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -391,6 +419,7 @@ def _step(
     state.optimizer.zero_grad(set_to_none=True)
     total = loss if branches is None else loss + gate_loss(task, branches, labels)
     total.backward()  # type: ignore[no-untyped-call]
+    distributed.sum_gradients(parameter for _, parameter in state.parameters())
     state.optimizer.step()
     state.log_scale.data.clamp_(*losses.LOG_SCALE_RANGE)
     state.losses.append(value)
@@ -414,8 +443,17 @@ def _feature_cache(task: Task, net: SegmentationNet, folder: Path, progress: Pro
 
 def _batch_source(
     task: Task, state: State, positions: list[list[Any]], cache: FeatureCache | None
+) -> tuple[Iterator[tuple[Any, Tensor, Part]], Callable[[Any], list[Tensor]]]:
+    """Return this rank's part of the batches, and how their inputs become features."""
+    parts = [distributed.part(len(batch)) for batch in positions]
+    own = [batch[part.rows] for batch, part in zip(positions, parts, strict=True)]
+    source, features_of = _own_source(task, state, own, cache)
+    return ((inputs, labels, part) for (inputs, labels), part in zip(source, parts, strict=True)), features_of
+
+
+def _own_source(
+    task: Task, state: State, positions: list[list[Any]], cache: FeatureCache | None
 ) -> tuple[Iterator[tuple[Any, Tensor]], Callable[[Any], list[Tensor]]]:
-    """Return the batches, and how their inputs become features."""
     config, net = task.config, state.net
     unseen = task.unseen.tolist()
     if cache is not None:
@@ -443,11 +481,12 @@ def _validate(task: Task, net: SegmentationNet) -> float:
     matrix = np.zeros((len(task.names),) * 2, dtype=np.int64)
     set_mode(net, training=False)
     with task.open_data() as data:
-        for index in chosen.tolist():
+        for index in distributed.share(chosen.tolist()):
             image = read_image(data, index)
             truth = training_labels(data, index, task.unseen.tolist(), image.shape[:2])
             predicted = label_map(score_image(model, image, max_side=PredictConfig.max_side))
             matrix += metrics.confusion(truth, predicted, len(task.names))
+    matrix = distributed.sum_counts(matrix)
     set_mode(net, training=True)
     return metrics.score(matrix, seen=task.seen.tolist(), unseen=task.unseen.tolist()).seen_miou
 

@@ -18,13 +18,14 @@ from zsseg.models.backbone import full_name
 from zsseg.models.encoder import EncoderNet
 from zsseg.models.fcn import FCN
 from zsseg.models.hourglass import NO_BACKBONE, HourglassNet
-from zsseg.models.net import SegmentationNet
+from zsseg.models.net import BatchDropout, SegmentationNet
 from zsseg.models.vit import VitNet
 from zsseg.models.weights import Pretrained, fill_anchors, load_pretrained
 
 __all__ = [
     "FCN",
     "AsppNet",
+    "BatchDropout",
     "EncoderNet",
     "HourglassNet",
     "Pretrained",

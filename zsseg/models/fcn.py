@@ -15,11 +15,22 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg.models.net import SegmentationNet
+from zsseg.models.net import BatchDropout, SegmentationNet
 
 # Output channels of VGG-16's convolutions, "M" = max pooling (Simonyan and Zisserman, ICLR 2015, configuration D).
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 POOL3, POOL4 = 17, 24  # index in `trunk` just after the third and the fourth pooling
+
+
+class ChannelDropout(nn.Dropout2d, BatchDropout):
+    """Dropout of whole channels, also of a part of a batch."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Drop channels of (N, K, h, w) while training."""
+        if self.part is None or not self.training:
+            return super().forward(maps)
+        mask = super().forward(maps.new_ones(self.part.whole, maps.shape[1], 1, 1))
+        return maps * mask[self.part.rows]
 
 
 class FCN(SegmentationNet):
@@ -41,7 +52,7 @@ class FCN(SegmentationNet):
         self.trunk = _trunk()
         self.fc6 = nn.Conv2d(512, 4096, 7, padding=3)
         self.fc7 = nn.Conv2d(4096, 4096, 1)
-        self.dropout = nn.Dropout2d(0.5)
+        self.dropout = ChannelDropout(0.5)
         self.score = nn.Conv2d(4096, dim, 1)
         self.score_pool4 = nn.Conv2d(512, dim, 1) if stride <= 16 else None
         self.score_pool3 = nn.Conv2d(256, dim, 1) if stride <= 8 else None

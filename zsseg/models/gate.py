@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg.models.net import BatchDropout
+
 WIDE, DEEP = 1024, 256  # hidden channels of a branch with one layer, and of one with two
 LANES = 8  # random bits of a byte, each of which keeps a feature or drops it
 SHARE = 1 / 3  # of the run's steps that train the gate; longer, it turns unseen classes into background, too
@@ -33,7 +35,7 @@ CONTRASTIVE = 0.5  # what the branch of softmax_embed counts, whose embeddings a
 LOG_SCALE = math.log(10)  # of its softmax
 
 
-class HalfDropout(nn.Dropout):
+class HalfDropout(nn.Dropout, BatchDropout):
     """Dropout of one half of all numbers, by single random bits.
 
     torch draws 64 random bits a number, one number after the other, which took longer than the rest of the gate's step;
@@ -50,10 +52,14 @@ class HalfDropout(nn.Dropout):
         kind = cells.device.type
         if torch.is_autocast_enabled(kind):  # what the next layer would do; times 0 or 2 is exact in any type
             cells = cells.to(torch.get_autocast_dtype(kind))
-        words = -(-cells.numel() // 64)
-        drawn = torch.empty(words, dtype=torch.int64, device=cells.device).random_(-(2**63), None)
+        before, whole = 0, cells.numel()
+        if self.part is not None:  # of several processes, each draws for the whole batch
+            before, whole = (photos * cells[0].numel() for photos in (self.part.rows.start, self.part.whole))
+        drawn = torch.empty(-(-whole // 64), dtype=torch.int64, device=cells.device).random_(-(2**63), None)
+        drawn = drawn[before // 64 : -(-(before + cells.numel()) // 64)]
         lanes = torch.arange(LANES, dtype=torch.uint8, device=cells.device)
-        kept = ((drawn.view(torch.uint8)[:, None] >> lanes) & 1).view(-1)[: cells.numel()].view(cells.shape)
+        kept = ((drawn.view(torch.uint8)[:, None] >> lanes) & 1).view(-1)[before % 64 :][: cells.numel()]
+        kept = kept.view(cells.shape)
         return cells * kept.to(cells.dtype).mul_(2)
 
 

@@ -5,7 +5,20 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg.distributed import Part
+
 PAD_TO = 32  # pixels; the coarsest stride of every backbone with a pyramid of maps divides it
+
+
+class BatchDropout:
+    """What a dropout layer knows of its batch.
+
+    Attributes:
+        part: Which photos it sees, of a batch that several processes share: the mask is drawn for all of the batch, so
+            that it is that of one process. None: it sees them all.
+    """
+
+    part: Part | None = None
 
 
 class SegmentationNet(nn.Module):
