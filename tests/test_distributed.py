@@ -118,11 +118,11 @@ def test_a_timeout_that_is_none(monkeypatch: pytest.MonkeyPatch, given: str) -> 
 
 def test_two_ranks_equal_one_process() -> None:
     """Training ends where one process ends, eval and predict write its bytes, and refusals are one line."""
-    words = ["equal", "--ranks", "2", "--only", "mse, gate"]
+    words = ["equal", "--ranks", "2", "--only", "mse, image, gate"]
     done = subprocess.run([sys.executable, SCRIPT, *words], capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert figures["mse, gate; 2 ranks"]["weights"] < scale.NEAR
+    assert figures["mse, image, gate; 2 ranks"]["weights"] < scale.NEAR
     assert "the same bytes" in figures["eval and predict; 2 ranks"]
 
 
