@@ -106,7 +106,7 @@ def job(words: tuple[str, ...], ranks: int, *, kill: Kill | None = None) -> list
 def _wait_for(kill: Kill) -> None:
     """Wait until the model has been written so many times."""
     seen: set[int] = set()
-    end = time.monotonic() + 120
+    end = time.monotonic() + 600
     while len(seen) < kill.times:
         for path in (kill.model, beside(kill.model, "unfinished")):
             if path.exists():
@@ -218,7 +218,7 @@ def _refusals(space: Path, ranks: int) -> str:
 def check_kills(space: Path, ranks: int, rng: np.random.Generator, kills: int) -> dict[str, object]:
     """Kill a rank of a training job in its midst, and resume with one, as many, and twice as many."""
     words = ("train", *QUICK, "--epochs", "8", "--checkpoint-steps", "1", "--workspace", str(space), "-q", "--out")
-    start, one, same, out = (space / f"{name}.h5" for name in ("start", "one", "same", "killed"))
+    start, one, same, out = (space / f"{name}-{ranks}.h5" for name in ("start", "one", "same", "killed"))
     good((*words, str(start), "--lr", "0"), 1)
     good((*words, str(one)), 1)
     good((*words, str(same)), ranks)
