@@ -12,7 +12,8 @@ from zsseg import distributed
 from zsseg.config import Device, Precision
 from zsseg.errors import SettingError
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_LARGE = 32 * 2**20  # bytes; the most that glibc takes
 
 
 def choose_device(device: Device) -> torch.device:
@@ -59,13 +60,15 @@ def keep_freed_memory() -> None:
     """Let the process keep memory that it frees, for its next tensor, until it ends.
 
     By default glibc hands every block of some megabytes back to the system, which clears it page by page before the
-    next tensor may use it: a tenth of a training step (docs/performance.md). Elsewhere nothing is done.
+    next tensor may use it: a tenth of a training step (docs/performance.md). Blocks of 32 MB and more still go back:
+    FCN's gradients of 400 MB, kept, would leave gaps that nothing fits in, one more each step. Elsewhere nothing is
+    done.
     """
     if sys.platform != "linux":
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # musl has none
-        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
