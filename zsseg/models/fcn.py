@@ -94,7 +94,7 @@ def _convolved(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     With fc6's many channels and few cells, on a processor, products of matrices are two to four times as quick as
     oneDNN's convolution. Channels last, the weights are the matrix as they lie.
     """
-    if maps.is_cuda or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if maps.is_cuda or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         convolved: Tensor = layer(maps)
         return convolved
     pad_y, pad_x = (int(length) // 2 for length in layer.kernel_size)
@@ -104,7 +104,7 @@ def _convolved(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
         cells = cells.to(torch.get_autocast_dtype("cpu"))
     weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
-    outputs: Tensor = _Product.apply(cells.flatten(0, 2), weight)  # type: ignore[no-untyped-call]
+    outputs: Tensor = _Product.apply(cells.flatten(0, 2), weight)
     outputs = outputs.view(*cells.shape[:3], -1) + layer.get_parameter("bias").to(outputs.dtype)
     return outputs.permute(0, 3, 1, 2)
 
