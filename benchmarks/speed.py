@@ -13,12 +13,20 @@ computed is compared in the same run, within the row's tolerance. Names:
     nne-400k                                 five nearest of 400,000 words on a 64 × 64 grid, beside cdist, then topk
     confusion                                scoring beside torchmetrics
     data                                     data.h5 beside loose files through PIL
-    growth                                   seconds against pixels, classes, dims and images; no peer
+    folder                                   `predict` of 64 photos of 500 × 375 with lite0, label maps and overlays as
+                                             PNG, beside a loop: read, network in float32, upsample, cdist, save
+    eval                                     `eval` of 64 photos beside their forward passes alone
+    growth                                   seconds against pixels, classes, dims and images, memory against images,
+                                             and the slope on logarithmic axes (1: linear); no peer
+    waiting                                  share of fine-tuning's time that a step waits for its batch; no peer
+    gpu                                      training of fcn8s and lite0 at batch 1 to 64, nearest of 21 to 400,000
+                                             classes; only where there is a GPU; no peer
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import platform
@@ -38,6 +46,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from zsseg import bilinear, losses
 from zsseg.artifacts import create, open_artifact
@@ -54,10 +63,11 @@ DEVICE = choose_device("auto")
 Side = tuple[Callable[[], Any], str]  # one run of the work, whose result is compared
 FCN = [(model, work) for model in ("fcn32s", "fcn8s") for work in ("step", "forward")]
 ROWS = [f"{model}-{work}-{dim}" for model, work in FCN for dim in (20, 50, 100)]
-ROWS += ["nne", "nne-400k", "confusion", "data"]
+ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval"]
 TOLERANCE = {
     "step": "first loss within 1 %", "forward": "shape of the output", "nne": "99.99 % of the pixels",
     "nne-400k": "99.9 % of the words", "confusion": "equal", "data": "equal",
+    "folder": "97 % of the pixels (bfloat16 beside float32)", "eval": "shape of the last score grid",
 }  # fmt: skip
 
 
@@ -65,18 +75,23 @@ def main() -> None:
     """Run the rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", help="rows whose name begins so")
+    parser.add_argument("--only", help="the row of this name, else those whose name begins so")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", nargs=2, metavar=("ROW", "WHO"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         serve(*given.side)
         return
-    rows = [row(name, given.repeats) for name in ROWS if not given.only or name.startswith(given.only)]
+    wanted = [given.only] if given.only in ROWS else [name for name in ROWS if name.startswith(given.only or "")]
+    rows = [row(name, given.repeats) for name in wanted]
     growth = growth_curves() if not given.only or given.only == "growth" else {}
+    waiting = data_wait() if not given.only or given.only == "waiting" else None
+    gpu = gpu_rows() if DEVICE.type == "cuda" and (not given.only or given.only == "gpu") else []
     about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if given.json:
-        given.json.write_text(json.dumps({"machine": about, "rows": rows, "growth": growth}, indent=1))
+        given.json.write_text(
+            json.dumps({"machine": about, "rows": rows, "growth": growth, "waiting": waiting, "gpu": gpu}, indent=1)
+        )
     print(about)
     print("| row | ours, s | peer, s | ratio | ours, MB | peer, MB | same | tolerance |")
     print("|---|---|---|---|---|---|---|---|")
@@ -85,7 +100,13 @@ def main() -> None:
         seconds = f"{each['ours']:.4g} | {each['peer']:.4g}"
         print(f"| {each['name']} | {seconds} | {sizes} | {each['same']} | {each['tolerance']} |")
     for name, curve in growth.items():
-        print(name, ", ".join(f"{size:,}: {seconds:.4g} s" for size, seconds in curve))
+        (first, low), (last, high) = curve[0], curve[-1]
+        slope = np.log(high / low) / np.log(last / first)
+        print(f"{name}: " + ", ".join(f"{size:,}: {value:.4g}" for size, value in curve) + f"; slope {slope:.2f}")
+    if waiting is not None:
+        print(f"waiting for data: {100 * waiting:.1f} % of a step")
+    for each in gpu:
+        print(each)
 
 
 def row(name: str, repeats: int) -> dict[str, Any]:
@@ -160,7 +181,14 @@ def make(name: str, who: str) -> Callable[[], Any]:
     if name.startswith("fcn"):
         model, work, dim = name.split("-")
         return (our_fcn if who == "ours" else peer_fcn)(model, work, int(dim))
-    return {"nne": nne, "nne-400k": nearest_words, "confusion": scoring, "data": data_path}[name](who == "ours")
+    return {
+        "nne": nne,
+        "nne-400k": nearest_words,
+        "confusion": scoring,
+        "data": data_path,
+        "folder": folder,
+        "eval": scored,
+    }[name](who == "ours")
 
 
 def agree(work: str, ours: Any, peer: Any) -> bool:
@@ -169,8 +197,8 @@ def agree(work: str, ours: Any, peer: Any) -> bool:
     match work:
         case "step":
             return bool(abs(one - two) <= 0.01 * abs(two))
-        case "nne" | "nne-400k":
-            return bool((one == two).mean() >= (0.9999 if work == "nne" else 0.999))
+        case "nne" | "nne-400k" | "folder":
+            return bool((one == two).mean() >= {"nne": 0.9999, "nne-400k": 0.999, "folder": 0.97}[work])
         case _:
             return bool(np.array_equal(one, two))
 
@@ -318,8 +346,7 @@ def data_path(ours: bool) -> Callable[[], Any]:
     photos, maps = [], []
     for _ in range(PHOTOS):
         buffer = io.BytesIO()
-        noise = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
-        noise.save(buffer, format="JPEG", quality=90)
+        smooth_photo(rng).save(buffer, format="JPEG", quality=90)
         photos.append(buffer.getvalue())
         maps.append(encode_label_map(rng.integers(0, CLASSES, (15, 20), dtype=np.uint8).repeat(25, 0).repeat(25, 1)))
     for index in range(PHOTOS):
@@ -353,8 +380,180 @@ def data_path(ours: bool) -> Callable[[], Any]:
     return work
 
 
+def smooth_photo(rng: np.random.Generator) -> Image.Image:
+    """Return coloured clouds of a photo's size."""
+    return Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((WIDTH, HEIGHT))
+
+
+def workspace(root: Path, photos: int) -> Path:
+    """Train lite0 without a gate on drawn photos in four classes, half of them for validation; return the model."""
+    rng = np.random.default_rng(0)
+    names = [f"{index:04}" for index in range(photos)]
+    for part in ("images", "masks"):
+        (root / "set" / part).mkdir(parents=True)
+    for name in names:
+        smooth_photo(rng).save(root / "set/images" / f"{name}.jpg", quality=90)
+        blocks = rng.integers(0, 4, (3, 4), dtype=np.uint8).repeat(125, 0).repeat(125, 1)
+        Image.fromarray(blocks).save(root / "set/masks" / f"{name}.png")
+    (root / "set/classes.txt").write_text("background\ncow\nsheep\nhorse\n")
+    (root / "set/train.txt").write_text("\n".join(names[:8]) + "\n")
+    (root / "set/val.txt").write_text("\n".join(names[8:]) + "\n")
+    at = ["--workspace", str(root)]
+    train = ["train", "--dim", "10", "--unseen", "sheep", "--no-gate", "--calibration", "none", "--epochs", "1"]
+    for words in (["fetch-data", "folder", "--root", str(root / "set")], train):
+        subprocess.run([sys.executable, "-m", "zsseg", *words, *at], check=True, stdout=subprocess.DEVNULL)
+    return root / "model.h5"
+
+
+def folder(ours: bool) -> Callable[[], Any]:
+    """Return every fourth pixel of the label maps of a folder of photos."""
+    from zsseg.config import PredictConfig
+    from zsseg.inference import load_model
+    from zsseg.predict import predict
+
+    place = tempfile.TemporaryDirectory()
+    root = Path(place.name)
+    model = workspace(root, PHOTOS)
+    loaded = load_model(model, device=DEVICE.type, precision="float32")
+    out = root / "pictures"
+    out.mkdir(exist_ok=True)
+
+    def by_loop() -> None:
+        assert loaded.vectors is not None
+        for path in sorted((root / "set/images").iterdir()):
+            pixels = torch.from_numpy(np.array(Image.open(path).convert("RGB")))[None].to(DEVICE)
+            grid = loaded.net(normalise(pixels, loaded.net.mean, loaded.net.std))
+            fine = F.interpolate(grid, scale_factor=loaded.net.stride, mode="bilinear")[0, :, :HEIGHT, :WIDTH]
+            labels = torch.cdist(fine.flatten(1).T, loaded.vectors).argmin(dim=1).reshape(HEIGHT, WIDTH)
+            Image.fromarray(labels.cpu().numpy().astype(np.uint8)).save(out / f"{path.stem}.png")
+
+    def work() -> list[Any]:
+        assert place  # lives as long as this does
+        if ours:
+            predict([root / "set/images"], model, root / "found.h5", out, PredictConfig(), force=True)
+        else:
+            torch.inference_mode()(by_loop)()
+        return [np.array(Image.open(out / f"{index:04}.png"))[::4, ::4].tolist() for index in range(PHOTOS)]
+
+    return work
+
+
+def scored(ours: bool) -> Callable[[], Any]:
+    """Return the shape of the last photo's score grid, scored by the command or by the network alone."""
+    from zsseg.config import EvalConfig
+    from zsseg.evaluate import evaluate
+    from zsseg.inference import load_model, score_image
+
+    place = tempfile.TemporaryDirectory()
+    root = Path(place.name)
+    model = workspace(root, PHOTOS + 8)
+    loaded = load_model(model, device=DEVICE.type)
+    with open_artifact(root / "data.h5", "data") as data:
+        photos = [read_image(data, index) for index in data.array("val").tolist()]
+
+    def work() -> list[int]:
+        assert place
+        if ours:
+            evaluate(model, root / "data.h5", root / "scores.h5", EvalConfig(), force=True)
+            return list(score_image(loaded, photos[-1], max_side=1024).scores.shape)
+        return [list(score_image(loaded, photo, max_side=1024).scores.shape) for photo in photos][-1]
+
+    return work
+
+
+def data_wait() -> float:
+    """Return the share of the time of fine-tuning lite0 at batch 8 that a step waits for its batch."""
+    from zsseg.batches import batch_positions, image_batches
+    from zsseg.config import TrainConfig
+
+    with tempfile.TemporaryDirectory() as place:
+        workspace(Path(place), PHOTOS)
+        with open_artifact(Path(place) / "data.h5", "data") as data:
+            chosen = data.array("val")
+        positions = batch_positions(chosen, batch=8, epochs=2, seed=0)
+        workers = TrainConfig().workers
+        batches = image_batches(Path(place) / "data.h5", positions, unseen=[2], crop=320, seed=0, workers=workers)
+        step = training_step("lite0", 50)
+        start, waited = 0.0, 0.0
+        for number in range(len(positions)):
+            before = time.perf_counter()
+            images, labels = next(batches)
+            if number == 2:  # the worker has started by now
+                start = before
+            if start:
+                waited += time.perf_counter() - before
+            step(images.to(DEVICE), labels.to(DEVICE))
+        return waited / (time.perf_counter() - start)
+
+
+def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
+    """Return a training step of a whole network on uint8 images and their labels at every fourth pixel."""
+    net = build(model, dim).to(DEVICE, memory_format=torch.channels_last).train()  # type: ignore[arg-type]
+    precision = choose_precision("auto", DEVICE)
+    vectors, seen = unit_vectors(dim), torch.arange(CLASSES).to(DEVICE)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        with autocast(precision, DEVICE):
+            grid = net(normalise(images, net.mean, net.std))
+        height, width = (length * net.stride // LABEL_STRIDE for length in grid.shape[2:])
+        padded = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=255)
+        loss = losses.mse(grid.float(), padded, vectors, seen)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def gpu_rows() -> list[dict[str, Any]]:
+    """Return images per second, share of the bfloat16 peak and memory of training; microseconds of label maps."""
+    from zsseg.inference import nearest_classes
+
+    square = torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE)
+    peak = (
+        2 * 8192**3 / on_device(functools.partial(torch.mm, square, square))
+    )  # what a product of matrices reaches here
+    rows: list[dict[str, Any]] = [{"name": "matrix product of 8192", "flops": peak}]
+    for model, batch in [(model, 2**power) for model in ("fcn8s", "lite0") for power in range(7)]:
+        torch.cuda.reset_peak_memory_stats()
+        step = training_step(model, 50)
+        images = torch.randint(0, 256, (batch, HEIGHT, WIDTH, 3), dtype=torch.uint8, device=DEVICE)
+        labels = torch.randint(
+            0, CLASSES, (batch, -(-HEIGHT // LABEL_STRIDE), -(-WIDTH // LABEL_STRIDE)), device=DEVICE
+        )
+        with FlopCounterMode(display=False) as counter:
+            step(images, labels)
+        seconds = on_device(functools.partial(step, images, labels))
+        share = counter.get_total_flops() / seconds / peak
+        memory = torch.cuda.max_memory_allocated() / 2**20
+        rows.append({"name": f"{model} batch {batch}", "images/s": batch / seconds, "of peak": share, "MB": memory})
+        del step
+    cells = torch.randn(64 * 64, 50, device=DEVICE)
+    for classes in (21, 171, 1000, 10_000, 400_000):
+        words = F.normalize(torch.randn(classes, 50, device=DEVICE), dim=1)
+        torch.cuda.reset_peak_memory_stats()
+        with torch.inference_mode():
+            seconds = on_device(functools.partial(nearest_classes, cells, words, 5))
+        memory = torch.cuda.max_memory_allocated() / 2**20
+        rows.append({"name": f"five nearest of {classes:,} on 64 × 64", "seconds": seconds, "MB": memory})
+    return rows
+
+
+def on_device(work: Callable[[], Any], times: int = 10) -> float:
+    """Return the median seconds of some work on the GPU, after two rounds that do not count."""
+    taken = []
+    for _ in range(times + 2):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[2:])
+
+
 def growth_curves() -> dict[str, list[tuple[int, float]]]:
-    """Return seconds of a label map against pixels, classes and dims."""
+    """Return seconds of a label map against pixels, classes and dims; seconds and MB of `predict` against images."""
 
     def seconds(side: int, classes: int, dim: int) -> float:
         maps, vectors = torch.randn(dim, side // 8, side // 8).to(DEVICE), torch.randn(classes, dim).to(DEVICE)
@@ -366,11 +565,30 @@ def growth_curves() -> dict[str, list[tuple[int, float]]]:
         return statistics.median(taken[1:])
 
     with torch.inference_mode():
-        return {
+        return many_images() | {
             "pixels": [(side**2, seconds(side, CLASSES, 50)) for side in (256, 512, 1024, 2048)],
             "classes": [(classes, seconds(512, classes, 50)) for classes in (21, 60, 120, 240)],
             "dims": [(dim, seconds(512, CLASSES, dim)) for dim in (20, 50, 100, 300)],
         }
+
+
+def many_images() -> dict[str, list[tuple[int, float]]]:
+    """Return seconds of `predict` and its peak memory so far, in MB, against the number of photos, ascending."""
+    from zsseg.config import PredictConfig
+    from zsseg.predict import predict
+
+    curves: dict[str, list[tuple[int, float]]] = {"images": [], "MB of images": []}
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        model = workspace(root, PHOTOS)
+        photos = sorted((root / "set/images").iterdir())
+        for count in (8, 8, 16, 32, 64):  # the first one warms up
+            start = time.perf_counter()
+            predict(photos[:count], model, root / "found.h5", root / "pictures", PredictConfig(), force=True)
+            curves["images"].append((count, time.perf_counter() - start))
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            curves["MB of images"].append((count, memory))
+    return {name: curve[1:] for name, curve in curves.items()}
 
 
 def processor() -> str:
