@@ -9,7 +9,8 @@ puts under an unseen class, or that has the unseen class's name among its words 
 
 No image and no label is read here: the shares are a function of names, and of which of them are unseen. What the names
 say takes some fifteen seconds to find out, so it is kept beside the backbone's features (`config.feature_folder`) under
-the digest of all that it depends on; whoever deletes it loses nothing but time.
+the digest of all that it depends on; whoever deletes it loses nothing but time. ImageNet's own names never change, so
+what the sentence encoder makes of them is kept in the cache folder, too, for other names than these.
 """
 
 from __future__ import annotations
