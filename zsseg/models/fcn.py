@@ -91,8 +91,8 @@ class FCN(SegmentationNet):
 def _convolved(layer: nn.Conv2d, maps: Tensor) -> Tensor:
     """Convolve with the stride 1 and zeros around, (N, K, h, w) -> (N, L, h, w).
 
-    With fc6's many channels and few cells, on a processor, products of matrices are two to four times as quick as
-    oneDNN's convolution. Channels last, the weights are the matrix as they lie.
+    With fc6's many channels and few cells, on a processor, a product of matrices took half the time of
+    oneDNN's convolution in a step of training. Channels last, the weights are the matrix as they lie.
     """
     if maps.is_cuda or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         convolved: Tensor = layer(maps)
