@@ -35,7 +35,7 @@ from zsseg.config import (
 
 ROOT = Path(__file__).parents[1]
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-STEPS = set(COMMANDS) - {"info", "export"}  # the seven that stitch
+STEPS = set(COMMANDS) - {"info", "export", "sweep"}  # the seven that stitch
 SPLIT_AT = ("&&", "||", "|", ";", "&", ">", ">>", "2>", "<", ")", "(")
 CHOICES: dict[tuple[str, str], tuple[str, ...]] = {
     ("train", "--model"): get_args(ModelName), ("train", "--loss"): get_args(LossName),

@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("tables", "seeds", "api"),
+    ("sweep", "lr_range"),
     ("fetch", "embed", "split", "train", "evaluate", "predict", "visualize", "report"),
     ("checkpoint",),
     ("state", "objective"),
@@ -26,19 +27,30 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probe", "selftrain", "open_vocabulary", "export", "info"),
     ("batches", "inference", "folders", "voc"),
     ("calibration", "features"),
-    ("dataset", "sources", "pictures", "curve", "difficulty", "recipe"),
-    ("models", "losses", "metrics", "sample", "downloads", "archives", "kinship"),
+    ("dataset", "sources", "pictures", "slices", "curve", "difficulty", "recipe"),
+    ("models", "losses", "metrics", "sample", "downloads", "archives", "kinship", "charts"),
     ("words",),
-    ("images", "hardware", "vectors", "wordnet", "sentences", "audit", "bilinear", "projection", "presence"),
+    (
+        "images",
+        "hardware",
+        "vectors",
+        "wordnet",
+        "sentences",
+        "audit",
+        "bilinear",
+        "projection",
+        "presence",
+        "search_space",
+    ),
     ("artifacts", "distributed"),
     ("schema", "config", "classes", "errors", "progress"),
 )
 FRONT = "__init__"  # the version, that all may read, and `load`, that reaches down to inference
 SIDEWAYS = {("models", "models"), ("tables", "metrics")}
-VERBS = LAYERS[3]
+VERBS = LAYERS[4]
 HEAVY = (
     "torch", "torchvision", "timm", "numpy", "h5py", "PIL", "gensim", "sklearn", "scipy", "matplotlib", "requests",
-    "pooch", "pyarrow", "nltk", "transformers", "tokenizers", "open_clip",
+    "pooch", "pyarrow", "nltk", "transformers", "tokenizers", "open_clip", "optuna", "sqlalchemy",
 )  # fmt: skip
 
 

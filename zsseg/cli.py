@@ -59,6 +59,7 @@ from zsseg.config import (
     ReportConfig,
     SelfTrain,
     SplitConfig,
+    SweepConfig,
     TrainConfig,
     Weighting,
 )
@@ -460,6 +461,7 @@ def make_split(
         "zsseg train --dim 50 --unseen cow,sheep",
         "zsseg train --loss softmax-embed --seeds 3",
         "zsseg train --resume",
+        "zsseg train --find-lr",
     )
 )
 def train(
@@ -611,6 +613,16 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the unfinished model; where there is none, start.")
     ] = False,
+    find_lr: Annotated[
+        bool,
+        typer.Option(
+            "--find-lr", help="Write no model: train a moment at rising rates, and suggest one, docs/sweeps.md."
+        ),
+    ] = False,
+    curve: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="The curve of --find-lr.", show_default="MODEL-lr.png beside --out"),
+    ] = None,
     data: DataFile = None,
     labels: LabelsFile = None,
     split: SplitFile = None,
@@ -623,14 +635,15 @@ def train(
     """Train a visual model towards the class vectors, model.h5. Ctrl-C keeps what was trained so far."""
     from rich.console import Group
 
-    from zsseg import artifacts, checkpoint, distributed, tables
+    from zsseg import artifacts, checkpoint, distributed, lr_range, tables
     from zsseg import seeds as repeats
     from zsseg import train as training
 
     _join_job()
     _check_json(json_file, force=force)
     files = _Files(workspace, data, labels, split, out or workspace / "model.h5")
-    artifacts.check_output(files.out, force=force or resume)
+    _check_find_lr(ctx, curve, wanted=find_lr)
+    artifacts.check_output(files.out, force=force or resume or find_lr)
     config = TrainConfig(
         model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
         precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
@@ -642,7 +655,8 @@ def train(
         config = replace(checkpoint.recorded_config(files.out) or config, **given)
     if config.seed + seeds - 1 > MAX_SEED:
         raise SettingError(f"--seed {config.seed} --seeds {seeds}: the last seed is above {MAX_SEED}; lower --seed")
-    runs = repeats.plan(files.out, range(config.seed, config.seed + seeds), force=force, resume=resume, given=given)
+    again = force or find_lr
+    runs = repeats.plan(files.out, range(config.seed, config.seed + seeds), force=again, resume=resume, given=given)
     summaries = []
     with _Bars(quiet) as bars:
         if config.loss == "softmax" and (dim is not None or labels is not None):
@@ -655,6 +669,11 @@ def train(
         with distributed.main_first():
             label_file = None if config.loss == "softmax" else _need_labels(files, dim)
             _need_split(files, unseen, bars)
+        if find_lr:
+            picture = curve or files.out.with_name(f"{files.out.stem}-lr.png")
+            found = lr_range.find_rate(files.data, files.split, label_file, picture, config, force=force, progress=bars)
+            _report(json_file, _plain(found), tables.rate_found(found))
+            return
         features = training.Features()
         for run in runs:
             summary = training.train(
@@ -669,6 +688,61 @@ def train(
         _fail(f"interrupted; what was trained is in {run.path}, go on with `{_resume_line()}`", code=INTERRUPTED)
     if seeds > 1 and json_file != "-":
         _show(f"{seeds} models; for the mean and standard deviation of their scores: zsseg eval --seeds {seeds}")
+
+
+@app.command(
+    epilog=_examples(
+        "zsseg sweep lr.toml --trials 20",
+        "zsseg sweep lr.toml --trials 200 --storage postgresql://user@host/sweeps",
+    )
+)
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.toml", help="Which settings to try, as ranges or choices, docs/sweeps.md.")
+    ],
+    trials: Annotated[
+        int, typer.Option(min=1, max=100_000, metavar="N", help="Finished or pruned ones, of all processes together.")
+    ] = SweepConfig.trials,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="A database of Optuna's, which several machines may share.",
+            show_default="an SQLite file beside the output",
+        ),
+    ] = SweepConfig.storage,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of what is tried, and of every training.")
+    ] = SweepConfig.seed,
+    unseen: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Unseen classes; makes split.h5 where missing.", show_default="none"),
+    ] = None,
+    data: DataFile = None,
+    split: SplitFile = None,
+    workspace: Workspace = Path(),
+    out: Annotated[Path | None, typer.Option(help="The best one's model.", show_default="WORKSPACE/model.h5")] = None,
+    json_file: JsonFile = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search settings without unseen labels, model.h5 of the best. Repeated, it goes on where it was stopped."""
+    from zsseg import search_space, tables
+    from zsseg import sweep as sweeping
+
+    if _in_job():
+        raise SettingError("sweep: its processes share trials, not steps; start several with one --storage instead")
+    _check_json(json_file, force=force)
+    space = search_space.read_space(file)
+    files = _Files(workspace, data, None, split, out or workspace / "model.h5")
+    with _Bars(quiet) as bars:
+        _check_unseen(files, unseen)
+        _need_split(files, unseen, bars)
+        config = SweepConfig(trials, seed, storage)
+        summary = sweeping.sweep(space, files.data, files.split, files.out, config, force=force, progress=bars)
+    _report(json_file, _plain(summary), tables.swept(summary))
+    if summary.model is not None and not summary.model.finished:
+        _fail(f"interrupted; repeat the command to go on with {files.out}", code=INTERRUPTED)
 
 
 @app.command(
@@ -1065,6 +1139,17 @@ def _is_given(ctx: typer.Context, key: str) -> bool:
     return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
 
 
+def _check_find_lr(ctx: typer.Context, curve: Path | None, *, wanted: bool) -> None:
+    """Refuse what does not go with a learning-rate range test."""
+    if wanted and _in_job():
+        raise SettingError("--find-lr: is the work of one process; start it without torchrun")
+    if curve is not None and not wanted:
+        raise SettingError(f"--curve {curve}: belongs to --find-lr; add that, or leave it out")
+    other = next((key for key in ("lr", "epochs", "seeds", "resume", "self_train") if _is_given(ctx, key)), None)
+    if wanted and other is not None:
+        raise SettingError(f"--{other.replace('_', '-')}: has no meaning with --find-lr; leave one of the two out")
+
+
 def _resume_line() -> str:
     words = [word for word in sys.argv[1:] if word not in ("--force", "--resume")]
     command = ("torchrun", "...", "-m", "zsseg") if _in_job() else ("zsseg",)
@@ -1214,10 +1299,12 @@ class _Bars:
             yield from items
             return
         task = self._bars.add_task(description, total=total, text="")
-        for item in items:
-            yield item
-            self._bars.advance(task)
-        self._bars.remove_task(task)
+        try:
+            for item in items:
+                yield item
+                self._bars.advance(task)
+        finally:  # also where the caller has seen enough
+            self._bars.remove_task(task)
 
     def _lines(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
         """Yield the items, and write where they stand as JSON."""

@@ -31,6 +31,7 @@ Device = Literal["auto", "cpu", "cuda"]
 PictureFormat = Literal["png", "svg"]
 Palette = Literal["voc", "safe"]
 Plane = Literal["pca", "tsne", "umap"]
+Objective = Literal["auto", "hidden", "seen"]  # what a sweep makes large
 
 
 # Vector sets that `fetch-data` downloads: the name that `--vectors` takes -> the file in cache_folder()/"vectors".
@@ -149,6 +150,15 @@ ARCHITECTURES: dict[ModelName, dict[str, str | int]] = {
     "hourglass": {"backbone": "tf_efficientnet_lite0", "stacks": 2},
     "vit": {"backbone": "vit_small_patch14_dinov2", "dense_features": "tokens"},
 }
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Settings of `sweep`, besides the file's."""
+
+    trials: int = 20  # finished ones, of all processes together
+    seed: int = 0  # of what is tried, and of every training
+    storage: str | None = None  # a database; None: an SQLite file beside the output
 
 
 @dataclass(frozen=True)

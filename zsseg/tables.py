@@ -24,17 +24,21 @@ if TYPE_CHECKING:  # the summaries only; their modules load torch
     from zsseg.evaluate import EvalSummary
     from zsseg.fetch import FetchSummary
     from zsseg.info import InfoSummary
+    from zsseg.lr_range import RangeSummary
     from zsseg.metrics import Scores
     from zsseg.predict import PredictSummary
     from zsseg.report import ReportSummary
     from zsseg.seeds import SeedsSummary, Spread
     from zsseg.split import SplitSummary
+    from zsseg.sweep import SweepSummary
     from zsseg.train import TrainSummary
     from zsseg.visualize import Previews
 
 SHOWN_SKIPPED = 10
 SHOWN_PREDICTIONS = 20
 SHOWN_IMAGENET = 2
+SHOWN_TRIALS = 30
+RANGE_ROWS = 13  # of a learning-rate range test
 SHOWN_CHARACTERS = 160  # of a setting
 LETTERS = ".abcdefghijklmnopqrstuvwxyz0123456789"  # of a preview without colours, the largest class first
 
@@ -185,6 +189,52 @@ def _self_trained(settings: dict[str, Any]) -> str:
         case "anywhere":
             return "self-trained anywhere, blind (transductive)"
     return ""
+
+
+def rate_found(summary: RangeSummary) -> RenderableType:
+    """Return the curve of a range test at some rates, and what it speaks for."""
+    table = _table(right=("learning rate", "smoothed loss"))
+    count = len(summary.rates)
+    for place in sorted({round(row * (count - 1) / (RANGE_ROWS - 1)) for row in range(RANGE_ROWS)}):
+        table.add_row(f"{summary.rates[place]:.1e}", f"{summary.losses[place]:.3f}")
+    end = "the loss rose" if summary.diverged else "the loss never rose much"
+    line = (
+        f"{summary.picture}: {count} steps until {end}; least loss at {summary.lowest:.1e}, steepest at "
+        f"{summary.steepest:.1e}"
+    )
+    return Group(
+        table, Text(line), Text(f"suggested: --lr {summary.suggestion:.1e} (the default is {summary.default:.1e})")
+    )
+
+
+def swept(summary: SweepSummary) -> RenderableType:
+    """Return the trials, best first, and the model of the best one."""
+    names = list(dict.fromkeys(name for trial in summary.trials for name in trial.values))
+    table = _table("trial", *names, right=("objective",))
+    table.add_column("")
+    order = sorted(summary.trials, key=lambda each: (math.isnan(each.objective), -each.objective, each.number))
+    for trial in order[:SHOWN_TRIALS]:
+        cells = [_setting(trial.values[name]) if name in trial.values else "" for name in names]
+        note = "" if trial.state == "finished" else ": ".join(filter(None, (trial.state, trial.why)))
+        style = "bold" if trial.number == summary.best else None
+        table.add_row(str(trial.number), *map(escape, cells), _score(trial.objective), escape(note), style=style)
+    lines = [Text(f"… and {len(order) - SHOWN_TRIALS} more")] if len(order) > SHOWN_TRIALS else []
+    what = f"harmonic mIoU with {', '.join(summary.hidden)} hidden" if summary.hidden else "mIoU of seen classes"
+    lines.append(Text(f"objective: {what}, on {summary.photos} training photos kept aside; {summary.picture}"))
+    if summary.running:
+        lines.append(Text(f"{summary.running} trials run in other processes; the one that ends last trains the model"))
+    elif summary.best is not None:
+        beside = f"; its class vectors are in {summary.labels}" if summary.labels else ""
+        there = "" if summary.model else " (was there already)"
+        lines.append(Text(f"{summary.path}: the model of trial {summary.best}{there}{beside}"))
+    return Group(table, *lines, *([trained(summary.model)] if summary.model else []))
+
+
+def _setting(value: Any) -> str:
+    """Return a setting's value as a table shows it."""
+    if isinstance(value, tuple):
+        return " + ".join(value)
+    return f"{value:.2e}" if isinstance(value, float) else str(value)
 
 
 def evaluated(summary: EvalSummary) -> RenderableType:

@@ -21,7 +21,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -342,7 +342,7 @@ def walk(
     title: str,
     rate_of: Callable[[int], float] | None = None,
     progress: Progress = SILENT,
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Train a state that is not written down, and yield after each step how many are done.
 
     Args:
@@ -477,11 +477,16 @@ def _own_source(
 def _validate(task: Task, net: SegmentationNet) -> float:
     """Return mIoU over the seen classes on a few validation images, unseen pixels void; NaN without images."""
     chosen = task.val[np.linspace(0, len(task.val) - 1, min(VAL_IMAGES, len(task.val))).round().astype(int)]
+    return seen_miou(task, net, chosen.tolist())
+
+
+def seen_miou(task: Task, net: SegmentationNet, photos: Sequence[int]) -> float:
+    """Return mIoU over the seen classes on some photos, all classes competing, pixels of unseen ones void."""
     model = as_model(task, net)
     matrix = np.zeros((len(task.names),) * 2, dtype=np.int64)
     set_mode(net, training=False)
     with task.open_data() as data:
-        for index in distributed.share(chosen.tolist()):
+        for index in distributed.share(list(photos)):
             image = read_image(data, index)
             truth = training_labels(data, index, task.unseen.tolist(), image.shape[:2])
             predicted = label_map(score_image(model, image, max_side=PredictConfig.max_side))

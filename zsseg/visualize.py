@@ -8,11 +8,9 @@ defaults instead of the user's, so that the same artifact gives the same picture
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import logging
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,8 @@ from PIL import Image
 
 from zsseg import artifacts, pictures
 from zsseg.artifacts import Artifact
+from zsseg.charts import figure as _figure
+from zsseg.charts import own_style, png
 from zsseg.config import PictureConfig, PictureFormat
 from zsseg.curve import Curve, counts_absent_as_zero, read_curve
 from zsseg.errors import ArtifactError, SettingError
@@ -59,7 +59,6 @@ PICTURES: dict[str, tuple[str, ...]] = {
 SEEN, UNSEEN, OTHER, FAINT = "#0072B2", "#D55E00", "#009E73", "#999999"
 PATCH = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}  # under a number that a line may cross
 POLICIES = {"ignore": "in training, unseen pixels are void", "drop": "no photo with an unseen pixel in training"}
-DPI = 120
 PREVIEW_COLUMNS = 80
 PANEL_SIDE = 400  # pixels of a photo on a contact sheet
 SHEET_PIXELS = 40_000_000  # a contact sheet of more photos than this holds gets smaller ones
@@ -117,7 +116,7 @@ def visualize(
     if config.limit < 1:
         raise SettingError(f"--limit {config.limit}: expected 1 or more photos to show")
     kind = artifacts.kind_of(artifact)
-    with artifacts.open_artifact(artifact, kind) as source, _own_style():
+    with artifacts.open_artifact(artifact, kind) as source, own_style():
         names = [name for name in PICTURES[kind] if name != "scores_curve.png" or "gap_counts" in source]
         paths = tuple((out / name).with_suffix(f".{config.format}") for name in names)
         for path in paths:
@@ -233,8 +232,7 @@ def _encoded(picture: Picture, form: PictureFormat) -> bytes:
     """Encode an array or a figure; the bytes depend on the picture alone."""
     if not isinstance(picture, np.ndarray):
         if form == "png":
-            picture.canvas.draw()
-            return encode_png(np.array(picture.canvas.buffer_rgba())[..., :3])
+            return png(picture)
         buffer = io.BytesIO()
         picture.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         return buffer.getvalue()
@@ -680,29 +678,6 @@ def _smoothed(values: Floats, window: int) -> Floats:
 
 
 # Drawing with matplotlib
-
-
-@contextlib.contextmanager
-def _own_style() -> Iterator[None]:
-    """Draw with matplotlib's defaults, whatever the user's matplotlibrc says."""
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams["svg.hashsalt"] = "zsseg"  # ids in an SVG are drawn at random otherwise
-        # a class name in a script that the font lacks is drawn as boxes, which says enough
-        warnings.filterwarnings("ignore", message=".*missing from font.*")
-        yield
-
-
-def _figure(width: float, height: float) -> Any:
-    """Make a figure of so many inches that belongs to no global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _row_pitch(rows: int) -> tuple[float, float]:
