@@ -23,6 +23,7 @@ from zsseg.errors import ArtifactError, DataError
 from zsseg.schema import SCHEMA, SCHEMA_VERSION, Field, Kind
 
 KINDS: list[Kind] = list(SCHEMA)
+LENGTHS = {"P": 2, "Q": 3, "T": 5, "V": 7}  # no more indices than names (C) or photos (N)
 PARAMS = {"dim": 50, "names": ["cow", "Kühe"], "none": None, "share": 0.1}
 INPUTS = {"data": "0" * 64}
 
@@ -32,16 +33,18 @@ def field_values(field: Field, rng: np.random.Generator) -> Any:
     if field.dtype == "arrays":
         weight = rng.normal(size=(3, 2, 1, 1)).astype(np.float32)
         return {"a.weight": weight, "a.bias": np.zeros(0, np.float32), "count": np.array(7), "flag": np.array([True])}
-    shape = tuple(ord(axis) - ord("A") + 2 if isinstance(axis, str) else axis for axis in field.shape)
+    shape = tuple(
+        LENGTHS.get(axis, ord(axis) - ord("A") + 2) if isinstance(axis, str) else axis for axis in field.shape
+    )
     if field.dtype == "str":
         return [f"Wort {number} ü" for number in range(shape[0])]
     if field.dtype == "bytes":
         return [rng.bytes(int(size)) for size in rng.integers(0, 300, shape[0])]
     if np.dtype(field.dtype).kind == "f":
-        values = rng.normal(size=shape).astype(field.dtype)
-        values.flat[0] = np.nan
-        return values
-    return rng.integers(-5, 1000, shape).astype(field.dtype)
+        return rng.normal(size=shape).astype(field.dtype)
+    if len(shape) > 1:
+        return rng.integers(1, 1000, shape).astype(field.dtype)
+    return np.arange(shape[0], dtype=field.dtype)  # indices are ascending
 
 
 def all_values(kind: Kind) -> dict[str, Any]:
@@ -441,7 +444,7 @@ def test_hostile_inputs(inputs: str, tmp_path: Path) -> None:
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
-    """Names that are not UTF-8 give a line when they are read, though the digest fits."""
+    """Names that are not UTF-8 give a line, though the digest fits."""
     path = write(tmp_path / "a.h5", "split")
 
     def change(file: h5py.File) -> None:
@@ -449,9 +452,7 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
     spoil(path, change)
     resign(path, "split")
-    with open_artifact(path, "split") as artifact, pytest.raises(ArtifactError, match=r"damaged \(.*utf-8") as caught:
-        artifact.strings("names")
-    assert str(caught.value).isprintable()
+    refused(path, "split", r"damaged \(.*utf-8")
 
 
 def test_row_that_is_not_there(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("batches", "inference", "folders", "voc"),
     ("calibration", "features"),
     ("dataset", "sources", "pictures", "slices", "curve", "difficulty", "recipe"),
-    ("models", "losses", "metrics", "sample", "downloads", "archives", "kinship", "charts"),
+    ("models", "losses", "metrics", "sample", "downloads", "kinship", "charts"),
     ("words",),
     (
         "images",
@@ -42,7 +42,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "presence",
         "search_space",
     ),
-    ("artifacts", "distributed"),
+    ("artifacts", "archives", "tensors", "distributed"),
+    ("contents",),
     ("schema", "config", "classes", "errors", "progress"),
 )
 FRONT = "__init__"  # the version, that all may read, and `load`, that reaches down to inference

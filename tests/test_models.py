@@ -762,7 +762,7 @@ def test_a_file_that_holds_no_weights(tmp_path: Path, suffix: str) -> None:
         load_pretrained(small("lite0"), str(path))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"state_dict": {"a": torch.zeros(1)}}])
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {"model": {"a": torch.zeros(1)}}])
 def test_a_checkpoint_that_is_no_state_dict(tmp_path: Path, content: Any) -> None:
     """A training checkpoint is refused with what to save instead."""
     torch.save(content, tmp_path / "checkpoint.pth")

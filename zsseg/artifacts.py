@@ -19,6 +19,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsseg import __version__
+from zsseg.contents import fault
 from zsseg.errors import ArtifactError
 from zsseg.schema import SCHEMA, SCHEMA_VERSION, Field, Kind
 
@@ -38,6 +40,8 @@ MADE_BY: dict[str, str] = {
     "data": "fetch-data", "labels": "embed-labels", "split": "make-split",
     "model": "train", "scores": "eval", "predictions": "predict", "features": "train",
 }  # fmt: skip
+MAX_CHUNK = 1 << 20  # bytes that HDF5 may set aside for a part of a field that is not in the file
+MAX_SETTINGS = 1 << 22  # characters; they have some thousands
 _H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError)
 
 
@@ -174,6 +178,13 @@ class Artifact:
         """Return an "arrays" field as a dictionary."""
         with _reading(self.path, self.kind):
             return {key: np.asarray(value[()]) for key, value in self._file[name].items()}
+
+
+class _Settings(dict[str, Any]):
+    """Recorded settings; a missing one is an ArtifactError, for only a crafted file can lack it."""
+
+    def __missing__(self, key: str) -> Any:
+        raise ArtifactError(f"an artifact's settings lack {key!r}; make it again with this zsseg")
 
 
 def check_output(path: Path, *, force: bool) -> None:
@@ -411,15 +422,23 @@ def open_artifact(path: Path, kind: Kind, *, verify: bool = True, digest: str | 
             header = _header(file, kind, path)
             _check_fields(file, kind, path)
             _check_sizes(file, kind, path)
-            broken = verify and _digest(file, kind) != header["digest"]
-        if broken:
-            raise _damaged(path, kind, "its contents do not match its digest")
+            reason = _mistake(file, kind, header, path) if verify else None
+        if reason:
+            raise _damaged(path, kind, reason)
         if digest not in (None, header["digest"]):
             raise ArtifactError(f"{path}: was replaced while it was in use; run the command again")
         return Artifact(file, path, kind, header)
     except BaseException:
         file.close()
         raise
+
+
+def _mistake(file: h5py.File, kind: Kind, header: Mapping[str, Any], path: Path) -> str | None:
+    """Return what is wrong with the contents of a file whose fields are as declared."""
+    if _digest(file, kind, most=path.stat().st_size) != header["digest"]:
+        return "its contents do not match its digest"
+    rows = {name: len(file[name]) for name in SCHEMA[kind] if name in file}
+    return fault(kind, list(file["names"].asstr()[()]), rows, lambda name: file[name][()], header["params"])
 
 
 def kind_of(path: Path) -> Kind:
@@ -432,7 +451,7 @@ def kind_of(path: Path) -> Kind:
         raise ArtifactError(f"{path}: no such file")
     with _opened(path) as file:
         try:
-            kind = file.attrs.get("kind")
+            kind = _attribute(file, "kind") if "kind" in file.attrs else None
         except _H5_ERRORS as error:
             raise ArtifactError(f"{path}: an HDF5 file, but no zsseg artifact ({_line(error)})") from error
     for known in SCHEMA:
@@ -479,7 +498,7 @@ def _header(file: h5py.File, kind: Kind, path: Path) -> dict[str, Any]:
             f"{path}: an HDF5 file, but no finished zsseg artifact (lacks {', '.join(missing)}); "
             f"make it with `zsseg {MADE_BY[kind]}`"
         )
-    header: dict[str, Any] = {name: file.attrs[name] for name in ATTRIBUTES}
+    header: dict[str, Any] = {name: _attribute(file, name) for name in ATTRIBUTES}
     if not isinstance(header["kind"], str) or header["kind"] != kind:
         found = _line(header["kind"])
         raise ArtifactError(f"{path}: holds {found!r}, expected {kind!r}; name the right file with --{kind}")
@@ -494,8 +513,15 @@ def _header(file: h5py.File, kind: Kind, path: Path) -> dict[str, Any]:
     return {**header, "params": _decoded(header["params"], object), "inputs": _decoded(header["inputs"], str)}
 
 
+def _attribute(file: h5py.File, name: str) -> Any:
+    """Return a root attribute; one with many values is not even read, for they could fill the memory."""
+    return file.attrs[name] if file.attrs.get_id(name).shape == () else h5py.Empty("f4")
+
+
 def _decoded(text: str, values: type) -> dict[str, Any]:
-    decoded = json.loads(text)
+    if len(text) > MAX_SETTINGS:
+        raise ValueError(f"its settings have more than {MAX_SETTINGS:,} characters")
+    decoded = json.loads(text, object_hook=_Settings)
     if not isinstance(decoded, dict) or not all(isinstance(value, values) for value in decoded.values()):
         raise ValueError("its attribute params or inputs is no table of settings")
     return decoded
@@ -515,7 +541,8 @@ def _check_sizes(file: h5py.File, kind: Kind, path: Path) -> None:
             if part.is_virtual or part.external or part.id.get_create_plist().get_nfilters():
                 raise _damaged(path, kind, f"field {name!r} is stored in a way that zsseg does not write")
             held -= part.size * part.dtype.itemsize
-            if held < 0:
+            chunk = math.prod(part.chunks or ()) * part.dtype.itemsize
+            if held < 0 or chunk > max(path.stat().st_size, MAX_CHUNK):
                 raise _damaged(path, kind, f"field {name!r} of shape {part.shape} is larger than the file")
 
 
@@ -533,7 +560,7 @@ def _check_fields(file: h5py.File, kind: Kind, path: Path) -> None:
         if field.dtype == "arrays":
             _check_arrays(data, name, path)
             continue
-        if not isinstance(data, h5py.Dataset) or data.dtype != _h5_dtype(field):
+        if not isinstance(data, h5py.Dataset) or not _has_dtype(data, field):
             raise ArtifactError(
                 f"{path}: field {name!r} is {getattr(data, 'dtype', 'a group')}, expected {field.dtype}"
             )
@@ -557,7 +584,12 @@ def _check_arrays(group: Any, name: str, path: Path) -> None:
             )
 
 
-def _digest(file: h5py.File, kind: Kind) -> str:
+def _digest(file: h5py.File, kind: Kind, *, most: float = math.inf) -> str:
+    """Return the digest of an artifact, at `most` so many bytes of whose rows of variable length are its own.
+
+    Raises:
+        ValueError: There are more, for rows share what they hold.
+    """
     sha = hashlib.sha256()
     for name in ATTRIBUTES[:-1]:
         sha.update(f"{name}={file.attrs[name]}\n".encode())
@@ -571,6 +603,9 @@ def _digest(file: h5py.File, kind: Kind) -> str:
             sha.update(f"{name} {field.dtype} {file[name].shape[0]}\n".encode())
             for row in file[name]:
                 raw = bytes(row) if field.dtype == "str" else row.tobytes()
+                most -= len(raw)
+                if most < 0:
+                    raise ValueError(f"the rows of field {name!r} are larger than the file")
                 sha.update(len(raw).to_bytes(8, "little") + raw)
         else:
             _digest_array(sha, name, file[name][()])
@@ -589,6 +624,16 @@ def _h5_dtype(field: Field) -> Any:
     if field.dtype == "bytes":
         return h5py.vlen_dtype(np.uint8)
     return np.dtype(field.dtype)
+
+
+def _has_dtype(data: h5py.Dataset, field: Field) -> bool:
+    """Compare dtypes, also what the strings and rows are of variable length, which NumPy's comparison leaves out."""
+    if field.dtype == "str":
+        text = h5py.check_string_dtype(data.dtype)
+        return text is not None and text.length is None
+    if field.dtype == "bytes":
+        return h5py.check_vlen_dtype(data.dtype) == np.uint8
+    return bool(data.dtype == np.dtype(field.dtype))
 
 
 def _axes(field: Field) -> str:

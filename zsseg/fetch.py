@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import warnings
-import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from zsseg import downloads, voc
+from zsseg.archives import unpack
 from zsseg.artifacts import Writer, check_output, create
 from zsseg.classes import VOID
 from zsseg.config import VECTOR_FILES, FetchConfig, cache_folder
@@ -365,19 +364,8 @@ def _fetch_glove(folder: Path, progress: Progress) -> None:
         return
     archive = downloads.obtain(downloads.DOWNLOADS["glove-6b"], folder, progress=progress)
     try:
-        with zipfile.ZipFile(archive) as members:
-            for file in progress.track(missing, "Unpacking", len(missing)):
-                _unpack(members, file, folder)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise DataError(f"{archive}: not the expected zip archive ({error}); remove it and run again") from error
+        for file in progress.track(missing, "Unpacking", len(missing)):
+            unpack(archive, file, folder / file)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}); free some space") from error
     archive.unlink()
-
-
-def _unpack(members: zipfile.ZipFile, file: str, folder: Path) -> None:
-    """Copy one member; zipfile checks its CRC at the end, and only then it gets its name."""
-    part = folder / f"{file}.part"
-    with members.open(file) as packed, part.open("wb") as unpacked:
-        shutil.copyfileobj(packed, unpacked, 1 << 20)
-    part.replace(folder / file)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +21,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from zsseg.classes import VOID
 from zsseg.errors import DataError
 
-MAX_PIXELS = 178_956_970  # Pillow's own bound against decompression bombs, about 13,000 × 13,000
+MAX_PIXELS = 48 << 20  # 8192 × 6144; decoded in well under 1 GiB, whatever the format
+STRIP = 1 << 20  # pixels that are converted at a time
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+# Whatever a file is called, Pillow may try no other format: some (EPS) run programs.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+
+# Threads decode large images one after the other, for the memory's sake.
+_LARGE, _one_large_at_a_time = 1 << 24, threading.Lock()
 
 UInt8 = NDArray[np.uint8]
 
@@ -41,12 +49,13 @@ def decode_image(source: bytes | Path, name: str) -> UInt8:
         DataError: It is no image, is truncated, or has more than `MAX_PIXELS` pixels.
     """
     with _opened(source, name) as image:
-        return upright_rgb(image)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def upright_rgb(image: Image.Image) -> UInt8:
     """Bring a PIL image of any mode to upright RGB, uint8 (H, W, 3); see `decode_image`."""
-    return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    return _rgb(ImageOps.exif_transpose(image))
 
 
 def decode_label_map(source: bytes | Path, name: str) -> UInt8:
@@ -177,12 +186,13 @@ def _opened(source: bytes | Path, name: str) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # Pillow's versions warn or raise above its bound; here it is the same error always.
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                image.load()
-                yield image
+                with _one_large_at_a_time if width * height > _LARGE else contextlib.nullcontext():
+                    image.load()
+                    yield image
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -198,14 +208,36 @@ def _opened(source: bytes | Path, name: str) -> Iterator[Image.Image]:
         raise DataError(f"{name}: not a readable image ({reason})") from error
 
 
+def _rgb(image: Image.Image) -> UInt8:
+    """Convert an image of any mode to uint8 (H, W, 3), strip by strip: copies of all of it would fill the memory."""
+    width, height = image.size
+    rows = max(1, STRIP // max(width, 1))
+    boxes = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    top = max((float(_deep_values(image.crop(box)).max(initial=0)) for box in boxes), default=0.0) if deep else 0.0
+    rgb = np.empty((height, width, 3), dtype=np.uint8)
+    for box in boxes:
+        strip = image.crop(box)
+        rgb[box[1] : box[3]] = np.asarray(_scaled(strip, top) if deep else _to_rgb(strip))
+    return rgb
+
+
+def _deep_values(image: Image.Image) -> NDArray[np.floating[Any]]:
+    """Return the values of an image of more than 8 bits; what is no number is 0."""
+    values: NDArray[np.floating[Any]] = np.asarray(image, dtype=np.float64 if image.mode == "I" else np.float32)
+    return np.nan_to_num(values)
+
+
+def _scaled(image: Image.Image, top: float) -> Image.Image:
+    """Bring a part of an image of more than 8 bits, whose largest value is `top`, to RGB."""
+    top = max(top, 1.0)
+    # a 32-bit or float file is stretched over its own range, but one of 16 bits may arrive as 32
+    if image.mode.startswith("I;16") or (image.mode == "I" and 255 < top <= 65535):
+        top = 65535.0
+    return Image.fromarray((_deep_values(image).clip(0, top) / top * 255.0).round().astype(np.uint8)).convert("RGB")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = max(values.max(initial=0), 1.0)
-        # a 32-bit or float file is stretched over its own range, but one of 16 bits may arrive as 32
-        if image.mode.startswith("I;16") or (image.mode == "I" and 255 < top <= 65535):
-            top = 65535.0
-        return Image.fromarray((values.clip(0, top) / top * 255.0).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -6,7 +6,7 @@
                        a configuration in open_clip's format), with weights from a local file; `zsseg[clip]`
 
 A word's vector is the mean over the prompts of the unit vectors of the prompts with the word in place of "{}", scaled
-to unit length. Nothing is downloaded and nothing unpickled: weights are safetensors, or load with `weights_only=True`.
+to unit length. Nothing is downloaded and nothing unpickled: see `tensors`.
 Such models have read captions or the web: their vectors know more than words' neighbours, and CLIP's were trained
 together with pictures of the very classes that a split calls unseen. The record names the encoder for that reason.
 
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from zsseg.classes import ALIASES
 from zsseg.errors import DataError, SettingError
+from zsseg.tensors import read_tensors
 
 MINILM = "all-minilm-l6-v2"
 CLIP = "clip:"
@@ -231,15 +232,8 @@ def _load(model: Any, weights: Path) -> None:
     Raises:
         DataError: They are damaged, or not this model's.
     """
-    import safetensors.torch
-    import torch
-
     try:
-        if weights.suffix == ".safetensors":
-            arrays = safetensors.torch.load_file(weights)
-        else:
-            arrays = torch.load(weights, map_location="cpu", weights_only=True)
-            arrays = arrays.get("state_dict", arrays)
+        arrays = read_tensors(weights)
         model.load_state_dict({name.removeprefix("module."): array for name, array in arrays.items()})
     except Exception as error:  # pickle, zip and safetensors raise many kinds
         raise DataError(

