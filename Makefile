@@ -3,11 +3,13 @@
 # make docs   build the documentation site into build/site; warnings are errors
 # make kill   kill commands at random moments and check that nothing is lost, docs/reliability.md; some minutes
 # make scale  run training, eval and predict as jobs of 2 and 4 processes, docs/scale.md; some minutes
+# make fuzz   feed 50,000 mutated files to every reader, docs/reliability.md; some minutes
+# make long   import, train on and predict 10,000 photos, and watch the memory; some minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs kill scale clean
+.PHONY: demo test docs kill scale fuzz long clean
 
 demo: $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart.sh
@@ -28,6 +30,12 @@ kill: $(VENV)/.installed-test
 scale: $(VENV)/.installed-test
 	$(BIN)/python tests/scale.py equal --ranks 2,4
 	$(BIN)/python tests/scale.py kill --ranks 2,4
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python tests/fuzz.py --inputs 50000
+
+long: $(VENV)/.installed-test
+	$(BIN)/python tests/long.py --photos 10000
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -293,12 +293,14 @@ def test_inconsistent_lengths_are_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_flipped_byte(kind: Kind, tmp_path: Path) -> None:
-    """One flipped bit in a value is found through the digest."""
+    """One flipped bit in a value is found through the seal, and without one through the digest."""
     path = write(tmp_path / "a.h5", kind)
     content = bytearray(path.read_bytes())
     needle = "Wort 1 ü".encode()
     content[content.index(needle)] ^= 1
     path.write_bytes(content)
+    refused(path, kind, "do not match its seal")
+    path.write_bytes(content[: content.rindex(artifacts.SEAL)])
     refused(path, kind, "do not match its digest")
     open_artifact(path, kind, verify=False).close()
 

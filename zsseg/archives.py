@@ -173,18 +173,17 @@ def unpack(archive: Path, name: str, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def grows_beyond(packed: bytes, limit: int) -> bool:
-    """Return whether zlib data, or the whole part of it, unpacks to more than so many bytes.
+def inflated(packed: bytes, limit: int) -> bytes:
+    """Unpack zlib data, or the whole part of it.
 
     Raises:
+        ValueError: It unpacks to more than `limit` bytes.
         zlib.error: It is no zlib data.
     """
-    reader = zlib.decompressobj()
-    left = limit
-    while packed and left >= 0 and not reader.eof:
-        left -= len(reader.decompress(packed, 1 << 20))
-        packed = reader.unconsumed_tail
-    return left < 0
+    content = zlib.decompressobj().decompress(packed, limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"unpacks to more than {limit:,} bytes")
+    return content
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ keeps a second command from writing the same output; the system frees the lock o
 file lies beside a free lock was left behind, and the next command that writes the output removes it. Every artifact
 carries
 `kind`, `schema`, `zsseg`, `params` (JSON), `inputs` (JSON, kind -> digest) and `digest`: SHA-256 over all the
-others and over every field in schema order. Nothing in a file is ever executed or unpickled, and a file that was
-crafted to confuse is refused like a damaged one: no link, filter, virtual or undeclared size is followed.
+others and over every field in schema order. It ends in its seal, a SHA-256 of all bytes before, which is looked at
+before HDF5 is. Nothing in a file is ever executed or unpickled, and a file that was crafted to confuse is refused like
+a damaged one: no link, filter, virtual or undeclared size is followed.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ MADE_BY: dict[str, str] = {
     "data": "fetch-data", "labels": "embed-labels", "split": "make-split",
     "model": "train", "scores": "eval", "predictions": "predict", "features": "train",
 }  # fmt: skip
+SEAL = b"zsseg\0\0\1"  # then the SHA-256 of all before: the end of an artifact, which HDF5 does not look at
 MAX_CHUNK = 1 << 20  # bytes that HDF5 may set aside for a part of a field that is not in the file
 MAX_SETTINGS = 1 << 22  # characters; they have some thousands
 _H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError)
@@ -348,6 +350,9 @@ def create(
                         _finish(file, kind, path, params=params, inputs=inputs)
                 finally:
                     disk.check()  # whatever else went wrong after a failed write, that is the reason
+                disk.seek(0)
+                disk.write(SEAL + hashlib.file_digest(disk, "sha256").digest())
+                disk.check()
                 os.fsync(disk.fileno())
             _publish(temporary, path)
         except OSError as error:
@@ -416,7 +421,7 @@ def open_artifact(path: Path, kind: Kind, *, verify: bool = True, digest: str | 
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file; make it with `zsseg {MADE_BY[kind]}`, or name one with --{kind}")
-    file = _opened(path, f"; make it again with `zsseg {MADE_BY[kind]} --force`")
+    file = _opened(path, f"; make it again with `zsseg {MADE_BY[kind]} --force`", verify=verify)
     try:
         with _reading(path, kind):
             header = _header(file, kind, path)
@@ -462,13 +467,37 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def _opened(path: Path, advice: str = "") -> h5py.File:
+def _opened(path: Path, advice: str = "", *, verify: bool = True) -> h5py.File:
     try:
+        if verify and not _is_whole(path):
+            raise ArtifactError(f"{path}: damaged (its bytes do not match its seal){advice}")
         return h5py.File(path, "r")
     except PermissionError as error:
         raise ArtifactError(f"{path}: may not be read; change its permissions, or name another file") from error
     except OSError as error:
         raise ArtifactError(f"{path}: not a readable HDF5 file (truncated, or no artifact at all){advice}") from error
+
+
+def _is_whole(path: Path) -> bool:
+    """Compare the seal at the end of a file, if it has one, before HDF5 sees any of it.
+
+    Flipped bits can make HDF5's own code run for ever. A file that another tool wrote, or has changed, has no seal; one
+    whose HDF5 part ends before the file does must have one.
+    """
+    with path.open("rb") as file:
+        start = file.read(48)
+        held = file.seek(0, os.SEEK_END) - len(SEAL) - hashlib.sha256().digest_size
+        file.seek(max(held, 0))
+        seal = file.read()
+        if not seal.startswith(SEAL):
+            plain = start.startswith(b"\x89HDF\r\n\x1a\n\0")  # the form of HDF5 that zsseg writes
+            return not plain or int.from_bytes(start[40:48], "little") >= path.stat().st_size
+        file.seek(0)
+        sha = hashlib.sha256()
+        while held and (part := file.read(min(held, 1 << 20))):
+            sha.update(part)
+            held -= len(part)
+        return seal == SEAL + sha.digest()
 
 
 @contextlib.contextmanager
@@ -578,10 +607,15 @@ def _check_arrays(group: Any, name: str, path: Path) -> None:
     for key in group:
         hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
         item = group[key] if hard else None
-        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf" or item.shape is None:
+        if not isinstance(item, h5py.Dataset) or not _is_number(item.dtype) or item.shape is None:
             raise ArtifactError(
                 f"{path}: field {name!r} holds {_line(key)!r}, which is no array of numbers; make the file again"
             )
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    """Return whether torch has this dtype, too."""
+    return dtype.kind in "biuf" and dtype.isnative and dtype.itemsize <= 8
 
 
 def _digest(file: h5py.File, kind: Kind, *, most: float = math.inf) -> str:
@@ -632,7 +666,7 @@ def _has_dtype(data: h5py.Dataset, field: Field) -> bool:
         text = h5py.check_string_dtype(data.dtype)
         return text is not None and text.length is None
     if field.dtype == "bytes":
-        return h5py.check_vlen_dtype(data.dtype) == np.uint8
+        return bool(h5py.check_vlen_dtype(data.dtype) == np.uint8)
     return bool(data.dtype == np.dtype(field.dtype))
 
 

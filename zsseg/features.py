@@ -65,8 +65,11 @@ class StoredFeatures:
     def maps(self, index: int) -> Maps:
         """Return the feature maps of one photo, float16 (h, w, K) each, finest first."""
         row = self._rows[index]
-        shapes, numbers = self._shapes[row], self._artifact.row("maps", row).view(np.float16)
+        shapes, raw = self._shapes[row], self._artifact.row("maps", row)
         ends = np.cumsum([height * width * channels for height, width, channels in shapes])
+        if not shapes or 2 * ends[-1] != len(raw):
+            raise ArtifactError(f"{self._artifact.path}: the maps of image {index} have another size; remove the file")
+        numbers = raw.view(np.float16)
         return [part.reshape(shape) for part, shape in zip(np.split(numbers, ends[:-1]), shapes, strict=True)]
 
 

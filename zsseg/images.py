@@ -224,8 +224,10 @@ def _rgb(image: Image.Image) -> UInt8:
 
 def _deep_values(image: Image.Image) -> NDArray[np.floating[Any]]:
     """Return the values of an image of more than 8 bits; what is no number is 0."""
-    values: NDArray[np.floating[Any]] = np.asarray(image, dtype=np.float64 if image.mode == "I" else np.float32)
-    return np.nan_to_num(values)
+    values: NDArray[np.floating[Any]] = np.nan_to_num(
+        np.asarray(image, dtype=np.float64 if image.mode == "I" else np.float32)
+    )
+    return values
 
 
 def _scaled(image: Image.Image, top: float) -> Image.Image:

@@ -12,11 +12,10 @@ import re
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from zsseg.archives import grows_beyond, opened, read_member, walk
+from zsseg.archives import inflated, opened, read_member, walk
 from zsseg.artifacts import drafts
 from zsseg.classes import VOC_NAMES
 from zsseg.errors import DataError
@@ -27,6 +26,7 @@ from zsseg.sources import Pair, Source, lines, listed
 _VOC = re.compile(r"(?:VOCdevkit/)?VOC2012/(JPEGImages|SegmentationClass|ImageSets/Segmentation)/([\w-]+)\.(\w+)")
 _SBD = re.compile(r"(?:[^/]+/)?dataset/(?:(cls|img)/)?([\w-]+)\.(mat|jpg|txt)")
 MAT_COMPRESSED = 15
+MAT_SHAPE = rb"\x05\0\0\0\x08\0\0\0(.{8})"  # two int32
 MAX_MAT = 8 << 20  # bytes of a label map as a MATLAB file, unpacked; SBD's have some 200,000
 
 
@@ -148,20 +148,23 @@ def _mat_label_map(content: bytes, name: str) -> UInt8:
 
 
 def _refuse_bomb(content: bytes) -> None:
-    """Look how far the packed elements of a MATLAB 5 file unpack: scipy's reader believes them.
+    """Look at how large the arrays of a MATLAB 5 file say they are, packed or not: scipy's reader believes them.
 
     Raises:
         ValueError: One is larger than any label map, or it is no such file.
         zlib.error: One is damaged.
     """
-    if not content.startswith(b"MATLAB 5.0"):
-        raise ValueError("not of MATLAB's version 5")
-    order: Literal["little", "big"] = "big" if content[126:128] == b"MI" else "little"
+    if not content.startswith(b"MATLAB 5.0") or content[126:128] != b"IM":
+        raise ValueError("not of MATLAB's version 5, little-endian")
     place = 128
     while place + 8 <= len(content):
-        kind, size = (int.from_bytes(content[place + at : place + at + 4], order) for at in (0, 4))
-        if kind == MAT_COMPRESSED and grows_beyond(content[place + 8 : place + 8 + size], MAX_MAT):
-            raise ValueError(f"unpacks to more than {MAX_MAT:,} bytes")
+        kind, size = np.frombuffer(content, "<u4", 2, place).tolist()
+        element = content[place + 8 : place + 8 + size]
+        element = inflated(element, MAX_MAT) if kind == MAT_COMPRESSED else element
+        for found in re.finditer(MAT_SHAPE, element, re.DOTALL):
+            height, width = np.frombuffer(found[1], "<u4").tolist()
+            if height * width > MAX_MAT:
+                raise ValueError(f"holds an array of {height} × {width}")
         place += 8 + size
 
 
