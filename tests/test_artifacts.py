@@ -23,7 +23,13 @@ from zsseg.errors import ArtifactError, DataError
 from zsseg.schema import SCHEMA, SCHEMA_VERSION, Field, Kind
 
 KINDS: list[Kind] = list(SCHEMA)
-LENGTHS = {"P": 2, "Q": 3, "T": 5, "V": 7}  # no more indices than names (C) or photos (N)
+LENGTHS = {
+    "P": 2,
+    "Q": 3,
+    "T": 5,
+    "V": 7,
+    "B": 9,
+}  # no more indices than names (C) or photos (N); bins beside edges (G)
 PARAMS = {"dim": 50, "names": ["cow", "Kühe"], "none": None, "share": 0.1}
 INPUTS = {"data": "0" * 64}
 
