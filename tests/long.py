@@ -115,7 +115,7 @@ def main() -> None:
         refused = watched("fetch-data", "folder", "--root", space / "set", *at)
         imported = watched("fetch-data", "folder", "--root", space / "set", "--skip-bad", *at)
         batch, train = 4, round(0.8 * options.photos)
-        network = ("--model", "hourglass", "--backbone", "none", "--stacks", "1", "--calibration", "none")
+        network = ("--calibration", "none", "--no-gate", "--anchors", "none")
         epochs = max(1, round(options.steps * batch / train))
         words = ("--unseen", "cow", "--dim", "6", "--batch", batch, "--crop", "64", "--workers", "0", "--device", "cpu")
         trained = watched("train", *network, *words, "--epochs", epochs, *at)
