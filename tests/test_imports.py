@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("batches", "inference", "folders", "voc"),
     ("calibration", "features"),
     ("dataset", "sources", "pictures", "slices", "curve", "difficulty", "recipe"),
-    ("models", "losses", "metrics", "sample", "downloads", "kinship", "charts"),
+    ("models", "losses", "metrics", "sample", "downloads", "kinship", "matlab", "charts"),
     ("words",),
     (
         "images",

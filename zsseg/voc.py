@@ -7,27 +7,25 @@ References: M. Everingham et al., "The PASCAL Visual Object Classes Challenge 20
 from __future__ import annotations
 
 import contextlib
-import io
 import re
 import threading
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 
-from zsseg.archives import inflated, opened, read_member, walk
+from zsseg.archives import opened, read_member, walk
 from zsseg.artifacts import drafts
 from zsseg.classes import VOC_NAMES
 from zsseg.errors import DataError
 from zsseg.images import UInt8
+from zsseg.matlab import read_field
 from zsseg.progress import Progress
 from zsseg.sources import Pair, Source, lines, listed
 
 _VOC = re.compile(r"(?:VOCdevkit/)?VOC2012/(JPEGImages|SegmentationClass|ImageSets/Segmentation)/([\w-]+)\.(\w+)")
 _SBD = re.compile(r"(?:[^/]+/)?dataset/(?:(cls|img)/)?([\w-]+)\.(mat|jpg|txt)")
-MAT_COMPRESSED = 15
-MAT_SHAPE = rb"\x05\0\0\0\x08\0\0\0(.{8})"  # two int32
-MAX_MAT = 8 << 20  # bytes of a label map as a MATLAB file, unpacked; SBD's have some 200,000
 
 
 def identify(path: Path) -> str | None:
@@ -131,41 +129,16 @@ class _Sbd:
 
 
 def _mat_label_map(content: bytes, name: str) -> UInt8:
-    """Read GTcls.Segmentation of a MATLAB file; scipy's reader executes nothing."""
-    from scipy.io import loadmat
-
+    """Read GTcls.Segmentation of a MATLAB file."""
     try:
-        _refuse_bomb(content)
-        classes = loadmat(io.BytesIO(content), variable_names=["GTcls"])["GTcls"]["Segmentation"][0, 0]
-        label_map = np.asarray(classes)
-    except Exception as error:  # the reader raises many kinds on damaged files; each means the same to the user
+        label_map = read_field(content, "GTcls", "Segmentation")
+    except (ValueError, zlib.error) as error:
         raise DataError(f"{name}: no readable GTcls.Segmentation in this MATLAB file ({error})") from error
     if label_map.ndim != 2 or label_map.dtype.kind not in "uif" or not ((label_map >= 0) & (label_map <= 255)).all():
         raise DataError(
             f"{name}: GTcls.Segmentation is {label_map.dtype} {label_map.shape}, expected class ids (height, width)"
         )
     return label_map.astype(np.uint8)
-
-
-def _refuse_bomb(content: bytes) -> None:
-    """Look at how large the arrays of a MATLAB 5 file say they are, packed or not: scipy's reader believes them.
-
-    Raises:
-        ValueError: One is larger than any label map, or it is no such file.
-        zlib.error: One is damaged.
-    """
-    if not content.startswith(b"MATLAB 5.0") or content[126:128] != b"IM":
-        raise ValueError("not of MATLAB's version 5, little-endian")
-    place = 128
-    while place + 8 <= len(content):
-        kind, size = np.frombuffer(content, "<u4", 2, place).tolist()
-        element = content[place + 8 : place + 8 + size]
-        element = inflated(element, MAX_MAT) if kind == MAT_COMPRESSED else element
-        for found in re.finditer(MAT_SHAPE, element, re.DOTALL):
-            height, width = np.frombuffer(found[1], "<u4").tolist()
-            if height * width > MAX_MAT:
-                raise ValueError(f"holds an array of {height} × {width}")
-        place += 8 + size
 
 
 @contextlib.contextmanager
