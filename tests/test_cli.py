@@ -502,7 +502,7 @@ def test_every_option_has_help() -> None:
     """No command, argument or option is left without a help text."""
     group = typer.main.get_command(app)
     assert sorted(group.commands) == [
-        "embed-labels", "eval", "export", "fetch-data", "info", "make-split", "predict", "train", "visualize",
+        "embed-labels", "eval", "export", "fetch-data", "info", "make-split", "predict", "sweep", "train", "visualize",
     ]  # fmt: skip
     bare = [name for name, command in group.commands.items() if not command.help]
     bare += [
