@@ -113,7 +113,7 @@ def main() -> None:
         bad = write_photos(space / "set", options.photos)
         at = ("--workspace", space)
         refused = watched("fetch-data", "folder", "--root", space / "set", *at)
-        imported = watched("fetch-data", "folder", "--root", space / "set", "--skip-bad", *at)
+        imported = watched("fetch-data", "folder", "--root", space / "set", "--skip-bad", "--json", "-", *at)
         batch, train = 4, round(0.8 * options.photos)
         network = ("--calibration", "none", "--no-gate", "--anchors", "none")
         epochs = max(1, round(options.steps * batch / train))
@@ -134,7 +134,7 @@ def main() -> None:
         for name, run in runs.items()
     }  # fmt: skip
     figures["bad photos"] = {"made": len(bad), "left out of predictions": skipped}
-    figures["bad photos"]["named by fetch-data"] = sum(name in imported["stdout"] for name in bad)
+    figures["bad photos"]["named by fetch-data"] = sum(f"images/{name}" in imported["stdout"] for name in bad)
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
 
 
