@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probe", "selftrain", "open_vocabulary", "export", "info"),
     ("batches", "inference", "folders", "voc"),
     ("calibration", "features"),
-    ("dataset", "sources", "pictures", "slices", "curve", "difficulty", "recipe"),
+    ("dataset", "sources", "pictures", "slices", "studies", "curve", "difficulty", "recipe"),
     ("models", "losses", "metrics", "sample", "downloads", "kinship", "matlab", "charts"),
     ("words",),
     (

@@ -29,26 +29,21 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-import sqlalchemy
-import sqlalchemy.exc
 import torch
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from zsseg import __version__, artifacts, calibration, checkpoint, probe, slices
+from zsseg import __version__, artifacts, calibration, checkpoint, probe, slices, studies
 from zsseg.artifacts import check_output, open_artifact
 from zsseg.config import EmbedConfig, SweepConfig, TrainConfig
 from zsseg.embed import embed_labels
-from zsseg.errors import DataError, SettingError, TrainingError
+from zsseg.errors import SettingError, TrainingError
 from zsseg.hardware import keep_freed_memory
 from zsseg.probe import Plan
 from zsseg.progress import SILENT, Progress
@@ -61,10 +56,7 @@ log = logging.getLogger(__name__)
 
 QUARTERS = (0.25, 0.5, 0.75)  # of a trial's steps, after which it is scored and may be pruned
 QUARTER_PHOTOS = 40  # that it is scored on then, of the up to probe.PHOTOS at its end
-BEFORE_PRUNING = 4  # trials that no other is compared with; a median of fewer says little
 DIVERGED = 4.0  # times the loss at the start
-RETRIES = 3  # of a trial whose process died
-HEARTBEAT, SILENCE = 20, 120  # seconds between signs of life, and without one until a trial counts as dead
 STATES: dict[TrialState, Literal["finished", "pruned", "failed", "running", "waiting"]] = {
     TrialState.COMPLETE: "finished", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed",
     TrialState.RUNNING: "running", TrialState.WAITING: "waiting",
@@ -210,11 +202,11 @@ def sweep(
             held.enter_context(artifacts.locked(own))
         drafts = held.enter_context(artifacts.drafts(out.parent, f"{out.stem}-sweep"))
         bench = _Bench(data, split, drafts, space, config.seed, progress)
-        study = held.enter_context(_opened(config.storage or _address(own), space.name))
+        study = held.enter_context(studies.opened(config.storage or studies.address(own), space.name))
         _check_outputs(study, out, config.trials, force=force)
         _settle(study, bench)
         if config.storage is None:
-            _revive(study)
+            studies.revive(study)
         _search(study, bench, config.trials)
         return _conclude(study, bench, out, force=force)
 
@@ -223,72 +215,16 @@ def _beside(out: Path, ending: str) -> Path:
     return out.with_name(f"{out.stem}-{ending}")
 
 
-def _address(database: Path) -> str:
-    """Return the URL of an SQLite file."""
-    url = sqlalchemy.URL.create("sqlite", database=str(database.absolute())).render_as_string()
-    return url.replace("{", "{{").replace("}", "}}")  # Optuna fills in templates
-
-
 def _check_outputs(study: optuna.Study, out: Path, wanted: int, *, force: bool) -> None:
     """Refuse what is in the way of a new study, and a model that further trials would replace."""
     if "sweep" not in study.user_attrs:
         for path in (_beside(out, "labels.h5"), _beside(out, "sweep.png")):
             check_output(path, force=force)
-    if _taken(study) < wanted:
+    if studies.taken(study) < wanted:
         check_output(out, force=force)
 
 
-def _taken(study: optuna.Study) -> int:
-    """Return how many trials have finished, pruned ones included."""
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)))
-
-
 # --- the study --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _opened(url: str, name: str) -> Iterator[optuna.Study]:
-    """Yield a study of a database, made where it is not there."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage = RDBStorage(
-                url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
-                heartbeat_interval=HEARTBEAT,
-                grace_period=SILENCE,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
-            )
-            study = optuna.create_study(
-                storage=storage,
-                study_name=name,
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=BEFORE_PRUNING, n_min_trials=3),
-            )
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError, ValueError, KeyError) as error:
-        raise DataError(
-            f"--storage {_without_password(url)}: cannot be used as a database ({_reason(error)}); expected an address "
-            "such as sqlite:///sweep.db or postgresql://user:password@host/name"
-        ) from error
-    try:
-        yield study
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise DataError(
-            f"{_without_password(url)}: the database could not be read or written ({_reason(error)}); what has "
-            "finished is kept: repeat the command once it is back"
-        ) from error
-    finally:
-        storage.remove_session()
-        storage.engine.dispose()
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(getattr(error, "orig", None) or error.__cause__ or error).split())[:200]
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"://([^:/@]*):[^@]*@", r"://\1:***@", url)
 
 
 def _settle(study: optuna.Study, bench: _Bench) -> None:
@@ -360,32 +296,15 @@ def _plan_of_seen(task: Task, seed: int) -> dict[str, Any]:
     return {"hidden": [], "photos": photos, "rest": rest}
 
 
-def _revive(study: optuna.Study) -> None:
-    """Queue trials again whose process is dead: all that seem to run, for the caller holds the lock."""
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        _queue_again(study, trial)
-        log.info("trial %d was running when the sweep ended: it is tried again", trial.number)
-
-
-def _queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue the settings of a trial again, unless that was done too often."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)(study, trial)
-
-
 # --- trials -----------------------------------------------------------------------------------------------------------
 
 
 def _search(study: optuna.Study, bench: _Bench, wanted: int) -> None:
     """Run trials until so many have finished or run elsewhere."""
     while True:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(study)
+        studies.bury(study)
         running = len(study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        if _taken(study) + running >= wanted:
+        if studies.taken(study) + running >= wanted:
             return
         study.optimize(
             lambda trial: _objective(study, trial, bench), n_trials=1, callbacks=[lambda _, each: _note(each, wanted)]
@@ -406,7 +325,7 @@ def _why(trial: FrozenTrial) -> str:
 def _objective(study: optuna.Study, trial: optuna.Trial, bench: _Bench) -> float:
     """Train and score one trial; whatever ends it but a verdict queues its settings again."""
     study.sampler = optuna.samplers.TPESampler(
-        seed=_draw_seed(study, trial, bench.seed), multivariate=False, constant_liar=True
+        seed=studies.draw_seed(study, trial, bench.seed), multivariate=False, constant_liar=True
     )
     try:
         values = bench.space.values({name: _suggested(trial, name, each) for name, each in bench.space.search.items()})
@@ -417,21 +336,8 @@ def _objective(study: optuna.Study, trial: optuna.Trial, bench: _Bench) -> float
     except optuna.TrialPruned:
         raise
     except BaseException:
-        _queue_again(study, study.get_trials()[trial.number])
+        studies.queue_again(study, study.get_trials()[trial.number])
         raise
-
-
-def _draw_seed(study: optuna.Study, trial: optuna.Trial, seed: int) -> int:
-    """Return the seed of what a trial tries: as if no trial had ever been tried again."""
-    trials = study.get_trials(deepcopy=False)
-    first = _first_number(trials[trial.number])
-    place = sum(_first_number(each) == each.number for each in trials[:first])
-    return int(np.random.default_rng([seed, place]).integers(2**31))
-
-
-def _first_number(trial: FrozenTrial) -> int:
-    """Return the number that a trial had when it was tried first."""
-    return int(trial.system_attrs.get("failed_trial", trial.number))
 
 
 def _suggested(trial: optuna.Trial, name: str, each: Range | Choices) -> Any:
