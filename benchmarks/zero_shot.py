@@ -66,7 +66,7 @@ TABLES: dict[str, dict[str, Row]] = {
         "SPNet": Row(SPNET, uncalibrated=True),
         "mse": Row(replace(BARE, calibration="stacking"), uncalibrated=True),
         "gate": Row(replace(DEFAULT, anchors="none"), uncalibrated=True),
-        "no presence": Row(replace(DEFAULT, presence=False)),
+        "no presence": Row(replace(DEFAULT, presence=False), uncalibrated=True),
         "SPNet, presence": Row(replace(SPNET, presence=True)),
         "mse, presence": Row(replace(BARE, calibration="stacking", presence=True)),
         "default, infonce": Row(replace(DEFAULT, loss="infonce")),

@@ -15,17 +15,16 @@ what the sentence encoder makes of them is kept in the cache folder, too, for ot
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import logging
 import re
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +40,7 @@ log = logging.getLogger(__name__)
 TEMPERATURE = 0.05
 NONE = 0.45  # the likeness that "none of these" competes with
 PROMPT = "a photo of a {}."
+DIGEST = 32  # bytes of a SHA-256
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,12 @@ def imagenet_kinship(names: Sequence[str]) -> Kinship:
     folder = feature_folder()
     if folder is None:
         return _found_out(names)
-    path = folder / f"kinship-{_key(names)[:32]}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):  # missing or damaged
-        return _read(path)
+    path = folder / f"kinship-{_key(names)[:32]}.kept"
+    kept = _kept(path)
+    if kept is not None:
+        return Kinship(kept["likeness"], kept["below"], kept["named"], tuple(str(each) for each in kept["sources"]))
     kinship = _found_out(names)
-    with contextlib.suppress(OSError, ArtifactError):  # the next run finds it out again
-        folder.mkdir(parents=True, exist_ok=True)
-        _write(path, kinship)
+    _keep(path, {**vars(kinship), "sources": np.array(kinship.sources)})
     return kinship
 
 
@@ -97,23 +96,28 @@ def _key(names: Sequence[str]) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path) -> Kinship:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-        return Kinship(
-            arrays["likeness"], arrays["below"], arrays["named"], tuple(str(each) for each in arrays["sources"])
-        )
+def _kept(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return the arrays that `_keep` wrote; None where there are none, or damaged ones."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    if hashlib.sha256(content[DIGEST:]).digest() != content[:DIGEST]:
+        return None  # numpy and zipfile raise a dozen kinds of errors, and read some flipped bits without one
+    with np.load(io.BytesIO(content[DIGEST:]), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
-def _write(path: Path, kinship: Kinship) -> None:
+def _keep(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
+    """Write arrays behind their digest; a folder that cannot be written costs seconds the next time, no more."""
     buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        likeness=kinship.likeness,
-        below=kinship.below,
-        named=kinship.named,
-        sources=np.array(kinship.sources),
-    )
-    write_file(path, buffer.getvalue())
+    np.savez_compressed(buffer, **arrays)
+    content = buffer.getvalue()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, hashlib.sha256(content).digest() + content)
+    except (OSError, ArtifactError) as error:
+        log.debug("%s: not kept (%s)", path, error)
 
 
 def _found_out(names: Sequence[str]) -> Kinship:
@@ -168,30 +172,15 @@ def _by_sentences(
 def _kept_sentences(encoder: sentences.Encoder, words: Sequence[Sequence[str]]) -> NDArray[np.float64]:
     """Return what the encoder makes of each ImageNet class, the mean of its words, (M, R): kept, or made and kept."""
     asked = hashlib.sha256("\n".join([encoder.sha256, PROMPT, *("|".join(several) for several in words)]).encode())
-    file = cache_folder() / "sentences" / f"imagenet-{asked.hexdigest()[:32]}.npy"
-    kept = _read_rows(file, len(words))
+    path = cache_folder() / "sentences" / f"imagenet-{asked.hexdigest()[:32]}.kept"
+    kept = _kept(path)
     if kept is not None:
-        return kept
+        return kept["rows"]
     flat = list(dict.fromkeys(word for several in words for word in several))
     row = dict(zip(flat, sentences.encode_words(encoder, flat, [PROMPT]), strict=True))
     rows = np.stack([np.mean([row[word] for word in several], axis=0) for several in words])
-    content = io.BytesIO()
-    np.save(content, rows)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_file(file, content.getvalue())
-    except (OSError, ArtifactError) as error:  # a folder that cannot be written costs seconds the next time, no more
-        log.debug("%s: not kept (%s)", file, error)
+    _keep(path, {"rows": rows})
     return rows
-
-
-def _read_rows(file: Path, count: int) -> NDArray[np.float64] | None:
-    """Return the rows that a file keeps, or None where it is not there or not what was written."""
-    try:
-        rows = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return rows if rows.ndim == 2 and len(rows) == count and np.isfinite(rows).all() else None
 
 
 def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
