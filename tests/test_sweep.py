@@ -21,6 +21,7 @@ from test_leaks import draw_maps, write
 from test_train import inputs as inputs  # the fixture
 from tiny import NAMES, photo, zsseg
 
+from zsseg import studies
 from zsseg import sweep as sweeping
 from zsseg.config import SplitConfig, SweepConfig
 from zsseg.embed import embed_labels
@@ -203,7 +204,7 @@ def test_a_trial_that_kills_its_process_is_given_up(
         return 0.5
 
     scripted(monkeypatch, score)
-    for _ in range(1 + sweeping.RETRIES):
+    for _ in range(1 + studies.RETRIES):
         with pytest.raises(MemoryError):
             run(inputs, tmp_path, trials=1)
     summary = run(inputs, tmp_path, trials=1)
@@ -298,7 +299,7 @@ def test_trials_of_other_processes_count(inputs: Path, tmp_path: Path, monkeypat
     scripted(monkeypatch, lambda *_: 0.5)
     storage = f"sqlite:///{tmp_path / 'shared.db'}"
     run(inputs, tmp_path, trials=1, storage=storage)
-    with sweeping._opened(storage, "try") as study:
+    with studies.opened(storage, "try") as study:
         study.add_trial(sweeping.optuna.create_trial(state=sweeping.TrialState.RUNNING))
     summary = run(inputs, tmp_path, trials=3, storage=storage, force=True)
     assert [each.state for each in summary.trials] == ["finished", "running", "finished"]

@@ -111,7 +111,7 @@ def _kept(path: Path) -> dict[str, NDArray[Any]] | None:
 def _keep(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
     """Write arrays behind their digest; a folder that cannot be written costs seconds the next time, no more."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # numpy types allow_pickle, not arrays by name
     content = buffer.getvalue()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
