@@ -18,7 +18,7 @@ from zsseg import calibration, metrics, probe, train
 from zsseg.artifacts import open_artifact
 from zsseg.calibration import Evidence
 from zsseg.config import CalibrationName
-from zsseg.curve import Curve
+from zsseg.curve import Curve, count_gaps
 from zsseg.dataset import read_image
 from zsseg.errors import SettingError, TrainingError
 from zsseg.images import decode_label_map
@@ -142,11 +142,40 @@ def test_spending_a_seen_loss() -> None:
     """The greatest strength before the first that costs too much; never less than none, however little that costs."""
     found = curve([0.52, 0.50, 0.49, 0.47, 0.49], [0.0, 0.1, 0.2, 0.3, 0.4])
     found = replace(found, gamma=np.array([-1.0, 0.0, 0.1, 0.2, 0.3]))
-    spent = calibration.spend("stacking", found, max_seen_loss=0.02)
-    assert (spent.parameter, spent.seen_miou, spent.seen_miou_before) == (0.1, 0.49, 0.50)
-    assert calibration.spend("stacking", found, max_seen_loss=0.0).parameter == 0.0
-    assert calibration.spend("stacking", found, max_seen_loss=0.5).parameter == 0.0  # no strength costs so much
-    assert calibration.spend("apollonius", found, max_seen_loss=0.02).parameter == pytest.approx(math.exp(-0.1))
+    false = np.array([0.0, 0.01, 0.03, 0.1, 0.4])
+
+    def spent(loss: float, share: float = 1.0, method: CalibrationName = "stacking") -> calibration.Choice:
+        return calibration.spend(method, found, false, max_seen_loss=loss, max_false_share=share)
+
+    chosen = spent(0.02)
+    assert (chosen.parameter, chosen.seen_miou, chosen.seen_miou_before, chosen.false_share) == (0.1, 0.49, 0.50, 0.03)
+    assert spent(0.0).parameter == 0.0
+    assert spent(0.5).parameter == 0.0  # no strength costs so much
+    assert spent(0.02, method="apollonius").parameter == pytest.approx(math.exp(-0.1))
+    assert spent(0.5, 0.2).parameter == 0.2
+    assert spent(0.02, 0.2).parameter == 0.1  # whichever bound comes first
+    assert spent(0.02, 0.02).parameter == 0.0
+    assert spent(0.02, 0.0).parameter == 0.0  # also where nothing at all keeps to it
+
+
+@pytest.mark.parametrize("shown", [(0, 1, 2), (0, 1), (0,), ()], ids=str)
+def test_false_shares_are_those_of_a_loop(shown: tuple[int, ...]) -> None:
+    """Seen pixels that an unseen class wins at each bias, of the mean class that is shown, background apart."""
+    rng, edges = np.random.default_rng(0), np.array([-0.5, 0.0, 0.5])
+    truth = rng.choice([*shown, 255], 500).astype(np.uint8)
+    seen, unseen = rng.integers(0, 3, 500).astype(np.uint8), rng.integers(3, 5, 500).astype(np.uint8)
+    gaps = rng.normal(size=500)
+    bins = np.searchsorted(edges, gaps).astype(np.int32)
+    counts = count_gaps(truth, seen, unseen, bins, classes=5, size=4)
+    pixels = np.bincount(truth[truth != 255], minlength=5)
+    sizes = [pixels[each] for each in shown if each != 0] or [pixels[each] for each in shown] or [math.inf]
+    expected = [
+        sum(1 for gap, true in zip(gaps, truth, strict=True) if true != 255 and gap <= edge) / 2 / np.mean(sizes)
+        for edge in edges
+    ]
+    found = probe.false_shares(counts, pixels, unseen=(3, 4), background=(0,))
+    np.testing.assert_allclose(found, expected)
+    assert not shown or found[-1] > found[0] > 0
 
 
 def test_choice_without_a_pixel_of_a_hidden_class() -> None:
@@ -357,7 +386,7 @@ def test_calibrating_on_seen_classes_refuses_what_it_cannot_do(inputs: Path, tmp
 @pytest.mark.parametrize("method", ["stacking", "csls", "apollonius"])
 def test_what_seen_classes_lose_is_what_was_allowed(inputs: Path, tmp_path: Path, method: CalibrationName) -> None:
     """Counted anew from label maps, training photos lose at most the bound to unseen classes."""
-    config = replace(FROZEN, epochs=8, calibration=method, calibrate_on="seen", max_seen_loss=0.1)
+    config = replace(FROZEN, epochs=8, calibration=method, calibrate_on="seen", max_seen_loss=0.1, max_false_share=9.0)
     run(inputs, tmp_path / "a.h5", config)
     run(inputs, tmp_path / "b.h5", config)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
@@ -369,14 +398,35 @@ def test_what_seen_classes_lose_is_what_was_allowed(inputs: Path, tmp_path: Path
     if method == "csls":  # its neutral form has the bias of the bank
         seen = np.isin(np.arange(len(model.names)), model.seen)
         before = replace(model.calibration, bias=model.calibration.bias + np.float32(choice["parameter"]) * seen)
-    found = [seen_miou(inputs, replace(model, calibration=each)) for each in (before, model.calibration)]
+    matrices = [confusion(inputs, replace(model, calibration=each)) for each in (before, model.calibration)]
+    found = [metrics.score(each, seen=list(model.seen), unseen=list(model.unseen)).seen_miou for each in matrices]
     assert found == pytest.approx([choice["seen_miou_before"], choice["seen_miou"]], abs=1e-3)
     assert 0 <= found[0] - found[1] <= 0.1
     assert found[0] > 0.2  # the model knows something to lose
+    assert choice["false_share"] == pytest.approx(false_share(matrices[1], model), abs=1e-3)
 
 
-def seen_miou(inputs: Path, model: Any) -> float:
-    """Return mIoU over the seen classes on the training photos, unseen pixels void."""
+def test_unseen_classes_win_no_more_than_was_allowed(inputs: Path, tmp_path: Path) -> None:
+    """Counted anew, an unseen class wins no more seen pixels than that share of a seen class, but as many as it may."""
+    shares = {}
+    for bound in (0.05, 0.3):
+        config = replace(FROZEN, epochs=8, calibration="stacking", max_seen_loss=1.0, max_false_share=bound)
+        run(inputs, tmp_path / "a.h5", replace(config, calibrate_on="seen"), force=True)
+        model = load_model(tmp_path / "a.h5", device="cpu")
+        shares[bound] = false_share(confusion(inputs, model), model)
+        assert shares[bound] <= bound
+    assert shares[0.3] > shares[0.05]
+
+
+def false_share(matrix: np.ndarray, model: Any) -> float:
+    """Return the seen pixels that an unseen class wins in the mean, of those of a mean seen class but background."""
+    pixels = matrix.sum(axis=1)
+    sizes = [pixels[index] for index in model.seen if model.names[index] != "background" and pixels[index]]
+    return float(matrix[:, list(model.unseen)].sum() / len(model.unseen) / np.mean(sizes))
+
+
+def confusion(inputs: Path, model: Any) -> np.ndarray:
+    """Return the confusion matrix on the training photos, unseen pixels void."""
     matrix = np.zeros((len(model.names),) * 2, dtype=np.int64)
     with open_artifact(inputs / "data.h5", "data") as data, open_artifact(inputs / "split.h5", "split") as split:
         for index in split.array("train").tolist():
@@ -385,7 +435,7 @@ def seen_miou(inputs: Path, model: Any) -> float:
             grid = score_image(model, read_image(data, index), max_side=1024)
             predicted = label_map(grid, model.calibration)
             matrix += metrics.confusion(truth, predicted, len(model.names))
-    return metrics.score(matrix, seen=list(model.seen), unseen=list(model.unseen)).seen_miou
+    return matrix
 
 
 def test_where_nothing_can_be_calibrated(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -115,6 +115,8 @@ class Choice:
         hidden_miou: mIoU over the seen classes that were hidden from it; NaN where none were.
         harmonic_miou: Their harmonic mean.
         seen_miou_before: The first without calibration.
+        false_share: Seen pixels that an unseen class wins in the mean, of those of a mean seen class; NaN where that
+            was not asked.
     """
 
     parameter: float
@@ -122,6 +124,7 @@ class Choice:
     hidden_miou: float
     harmonic_miou: float
     seen_miou_before: float
+    false_share: float = float("nan")
 
 
 def none(classes: int) -> Calibration:
@@ -247,21 +250,32 @@ def choose(
     return Choice(*best, seen_miou_before=seen_miou_before)
 
 
-def spend(method: CalibrationName, curve: Curve, *, max_seen_loss: float) -> Choice:
-    """Choose the greatest strength at which unseen classes take no more than so much mIoU from the seen ones.
+def spend(
+    method: CalibrationName,
+    curve: Curve,
+    false: NDArray[np.float64],
+    *,
+    max_seen_loss: float,
+    max_false_share: float,
+) -> Choice:
+    """Choose the greatest strength at which unseen classes take no more than so much from the seen ones.
 
     Args:
         method: One whose candidates are the points of a curve, so not one of `GRIDS`.
         curve: Of the seen classes against the unseen ones, scored where only seen classes have labels.
+        false: Seen pixels that an unseen class wins at each γ, of the size of a class, float64 (G,), ascending.
         max_seen_loss: By how much the seen mIoU may fall below that without calibration, on the way to the strength
-            as well as there. A model whose unseen classes never cost so much stays uncalibrated.
+            as well as there.
+        max_false_share: How large `false` may be. A model whose unseen classes never cost so much as one of the two
+            bounds stays uncalibrated.
     """
     stronger = np.flatnonzero(curve.gamma >= curve.gamma[curve.zero])
     before = float(curve.seen[curve.zero])
-    over = np.flatnonzero(before - curve.seen[stronger] > max_seen_loss)
-    place = int(stronger[over[0] - 1]) if len(over) else curve.zero
+    over = np.flatnonzero((before - curve.seen[stronger] > max_seen_loss) | (false[stronger] > max_false_share))
+    place = int(stronger[max(over[0] - 1, 0)]) if len(over) else curve.zero
     nan = float("nan")
-    return Choice(_shifted(method, curve.gamma[place]), float(curve.seen[place]), nan, nan, seen_miou_before=before)
+    parameter, cost = _shifted(method, curve.gamma[place]), float(false[place])
+    return Choice(parameter, float(curve.seen[place]), nan, nan, seen_miou_before=before, false_share=cost)
 
 
 def _points(method: CalibrationName, value: float, curve: Curve) -> list[tuple[float, float, float, float]]:

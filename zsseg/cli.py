@@ -555,6 +555,12 @@ def train(
     max_seen_loss: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost.")
     ] = TrainConfig.max_seen_loss,
+    max_false_share: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.15: 15 %."
+        ),
+    ] = TrainConfig.max_false_share,
     self_train: Annotated[
         SelfTrain,
         typer.Option(
@@ -647,7 +653,7 @@ def train(
     config = TrainConfig(
         model, loss, negatives, frozen, epochs, batch, lr, backbone_lr, crop, weighting, weights,
         precision, device, workers, seed, checkpoint_every, backbone, stacks, dense_features, calibration,
-        calibrate_on, _listed(val_classes), max_seen_loss, self_train, rounds, gate, anchors,
+        calibrate_on, _listed(val_classes), max_seen_loss, max_false_share, self_train, rounds, gate, anchors,
         presence, checkpoint_steps,
     )  # fmt: skip
     given = {key: value for key, value in vars(config).items() if _is_given(ctx, key)}

@@ -2,8 +2,8 @@
 
 Two ways (docs/calibration.md has what each gave):
     seen         `spend_seen_loss`: the greatest strength at which unseen classes take no more than a set amount of mIoU
-                 from the seen ones, of the trained model itself. What is asked is only how much the seen classes lose,
-                 so no class has to be hidden, and nothing has to carry over from some classes to others.
+                 and of pixels from the seen ones, of the trained model itself. What is asked is only how much the seen
+                 classes lose, so no class has to be hidden, and nothing has to carry over from some classes to others.
     val-classes  `choose_parameter`: on seen classes that a model of its own, the probe, has never been shown.
 
 For the second, `train` hides the validation classes as it hides the unseen ones, trains the probe on the rest, and
@@ -182,7 +182,7 @@ def choose_parameter(
     """
     evidence = gather_evidence(method, model, data, plan.rest, seed=seed)
     tried = calibration.candidates(method, evidence)
-    before, *curves = measure(
+    tally = count_scores(
         model,
         data,
         plan.photos,
@@ -191,6 +191,7 @@ def choose_parameter(
         void=[index for index in model.unseen if index not in plan.hidden],
         progress=progress,
     )
+    before, *curves = tally.curves(model.seen, plan.hidden)
     choice = calibration.choose(
         method,
         [(each.parameter, found) for each, found in zip(tried, curves, strict=True)],
@@ -207,6 +208,7 @@ def spend_seen_loss(
     train: NDArray[np.int64],
     *,
     max_seen_loss: float,
+    max_false_share: float,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -220,18 +222,24 @@ def spend_seen_loss(
         data: An open data artifact.
         train: Indices of the training photos, of which at most `PHOTOS` are scored.
         max_seen_loss: By how much mIoU over the seen classes may fall.
+        max_false_share: How many seen pixels an unseen class may win in the mean, of those of a mean seen class.
         seed: Of the bank, and of which photos are scored.
         progress: Told of each photo.
     """
     evidence = gather_evidence(method, model, data, train.tolist(), seed=seed)
     photos = np.sort(np.random.default_rng([seed, len(train)]).permutation(train)[:PHOTOS]).tolist()
     neutral = calibration.build(method, calibration.neutral(method), evidence)
-    (found,) = measure(model, data, photos, [neutral], rivals=model.unseen, void=model.unseen, progress=progress)
-    choice = calibration.spend(method, found, max_seen_loss=max_seen_loss)
+    void = rivals = model.unseen
+    tally = count_scores(model, data, photos, [neutral], rivals=rivals, void=void, progress=progress)
+    (found,) = tally.curves(model.seen, rivals)
+    background = [index for index in model.seen if model.names[index] == BACKGROUND]
+    false = false_shares(tally.counts[0], tally.pixels, unseen=rivals, background=background)
+    choice = calibration.spend(method, found, false, max_seen_loss=max_seen_loss, max_false_share=max_false_share)
     return {
         "parameter": choice.parameter,
         "seen_miou": choice.seen_miou,
         "seen_miou_before": choice.seen_miou_before,
+        "false_share": choice.false_share,
         "top2": neutral.top2,
         "validation_classes": [],
         "photos": len(photos),
@@ -240,10 +248,56 @@ def spend_seen_loss(
 
 def record(choice: Choice, *, top2: bool, names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Return what the model artifact says of a choice: plain JSON values."""
-    return {**asdict(choice), "top2": top2, "validation_classes": list(names), "photos": len(plan.photos)}
+    chosen = asdict(choice)
+    del chosen["false_share"]  # not asked of a probe
+    return {**chosen, "top2": top2, "validation_classes": list(names), "photos": len(plan.photos)}
 
 
-def measure(
+def false_shares(
+    counts: NDArray[np.int64], pixels: NDArray[np.int64], *, unseen: Sequence[int], background: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return how many seen pixels an unseen class wins in the mean, of those of a mean seen class, at each edge.
+
+    Were an unseen class as large as a mean seen one and found whole, a share q would lower its IoU to 1 / (1 + q).
+
+    Args:
+        counts: As `count_gaps` gives, int64 (4, C, B), with unseen pixels void.
+        pixels: True pixels of each class, int64 (C,).
+        unseen: Ids of the unseen classes, at least one.
+        background: Ids that the mean leaves out, unless the photos show nothing else.
+
+    Returns:
+        Float64 (B − 1,), ascending.
+    """
+    won = counts[3, list(unseen)].sum(axis=0).cumsum()[:-1] / len(unseen)
+    objects = np.delete(pixels, list(background))
+    shown = objects[objects > 0] if objects.any() else pixels[pixels > 0]
+    return won / shown.mean() if len(shown) else np.zeros(len(won))
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a pass over photos counted.
+
+    Attributes:
+        counts: For each calibration what `count_gaps` gives, int64 (4, C, B).
+        edges: For each calibration the edges between the bins, float64 (B − 1,).
+        pixels: True pixels of each class, int64 (C,).
+    """
+
+    counts: list[NDArray[np.int64]]
+    edges: list[NDArray[np.float64]]
+    pixels: NDArray[np.int64]
+
+    def curves(self, seen: Sequence[int], rivals: Sequence[int]) -> list[Curve]:
+        """Return the curve of seen classes against others under each calibration."""
+        return [
+            seen_unseen_curve(counts, edges, self.pixels, seen=seen, unseen=rivals)
+            for counts, edges in zip(self.counts, self.edges, strict=True)
+        ]
+
+
+def count_scores(
     model: Model,
     data: Artifact,
     photos: Sequence[int],
@@ -252,14 +306,14 @@ def measure(
     rivals: Sequence[int],
     void: Sequence[int],
     progress: Progress,
-) -> list[Curve]:
-    """Return the curve of seen classes against others under each calibration, from one pass over the photos.
+) -> Tally:
+    """Count pixels by class and gap under each calibration, in one pass over the photos.
 
     Args:
         model: What scores.
         data: An open data artifact.
         photos: Indices of training photos.
-        calibrations: Each gives a curve.
+        calibrations: Each is counted for itself.
         rivals: Ids of the classes that compete with the model's seen ones.
         void: Ids of the classes whose labels are hidden.
         progress: Told of each photo.
@@ -279,10 +333,7 @@ def measure(
             found = contest(grid, each, model.seen, rivals)
             total += count_gaps(truth, found.seen, found.unseen, gap_bins(found.gap, unit), classes=classes)
     counts, pixels = [distributed.sum_counts(each) for each in counts], distributed.sum_counts(pixels)
-    return [
-        seen_unseen_curve(total, gap_edges(unit), pixels, seen=model.seen, unseen=rivals)
-        for total, unit in zip(counts, units, strict=True)
-    ]
+    return Tally(counts, [gap_edges(unit) for unit in units], pixels)
 
 
 def _named(names: Sequence[str], unseen: Sequence[int], wanted: Sequence[str]) -> list[int]:

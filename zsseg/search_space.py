@@ -46,7 +46,8 @@ OF_VECTORS = tuple(each.name for each in fields(EmbedConfig))
 FIXED = tuple(each for each in (*OF_VECTORS, *(each.name for each in fields(TrainConfig))) if each not in NOT_SET)
 LEAST = {
     "lr": 0.0, "backbone_lr": 0.0, "epochs": 1, "batch": 1, "dim": 1, "crop": 32, "fit_words": 2, "remove_top": 0,
-    "stacks": 1, "workers": 0, "max_seen_loss": 0.0, "checkpoint_every": 0.0, "checkpoint_steps": 1,
+    "stacks": 1, "workers": 0, "max_seen_loss": 0.0, "max_false_share": 0.0, "checkpoint_every": 0.0,
+    "checkpoint_steps": 1,
 }  # fmt: skip
 RANGE_KEYS = ("low", "high", "log")
 _HINTS = {**get_type_hints(EmbedConfig), **get_type_hints(TrainConfig)}

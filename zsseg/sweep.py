@@ -405,9 +405,9 @@ def _measured(task: Task, state: State, bench: _Bench, photos: Sequence[int], vo
     set_mode(state.net, training=False)
     plain = calibration.none(len(task.names))
     with task.open_data() as data:
-        (curve,) = probe.measure(
-            as_model(task, state.net), data, photos, [plain], rivals=hidden, void=void, progress=SILENT
-        )
+        model = as_model(task, state.net)
+        tally = probe.count_scores(model, data, photos, [plain], rivals=hidden, void=void, progress=SILENT)
+        (curve,) = tally.curves(model.seen, hidden)
     set_mode(state.net, training=True)
     best = float(curve.harmonic[curve.oracle])
     return 0.0 if math.isnan(best) else best

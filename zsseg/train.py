@@ -270,6 +270,7 @@ def _calibration(task: Task, state: State, progress: Progress) -> Calibration | 
                 data,
                 task.train,
                 max_seen_loss=task.config.max_seen_loss,
+                max_false_share=task.config.max_false_share,
                 seed=seed,
                 progress=progress,
             )
