@@ -24,6 +24,7 @@ from PIL import Image
 from tiny import NAMES, SIDE, label_map, write_folder, zsseg
 
 from zsseg import checkpoint
+from zsseg import train as training
 from zsseg.artifacts import create, open_artifact
 from zsseg.batches import FeatureCache
 from zsseg.checkpoint import recorded_config
@@ -113,6 +114,33 @@ def test_the_same_run_twice_gives_the_same_bytes(inputs: Path, tmp_path: Path, c
     run(inputs, tmp_path / "a.h5", config)
     run(inputs, tmp_path / "b.h5", config)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+
+
+@pytest.mark.parametrize("config", [FROZEN, QUICK], ids=["frozen", "fine-tuned"])
+def test_the_validation_curve_is_that_of_the_model_of_each_epoch(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: TrainConfig
+) -> None:
+    """Scored anew from the photos after each epoch; a frozen backbone sees each of them once, another every time."""
+    seen, anew = [], []
+    features, validate = training.image_features, training._validate
+
+    def noted(*words: Any, **options: Any) -> Any:
+        seen.append(1)
+        return features(*words, **options)
+
+    def also_anew(task: Any, net: Any, kept: Any) -> float:
+        before = len(seen)
+        anew.append(validate(task, net, None))
+        del seen[before:]
+        return validate(task, net, kept)
+
+    monkeypatch.setattr(training, "image_features", noted)
+    monkeypatch.setattr(training, "_validate", also_anew)
+    run(inputs, tmp_path / "a.h5", replace(config, epochs=3))
+    with open_artifact(tmp_path / "a.h5", "model") as model, open_artifact(inputs / "split.h5", "split") as split:
+        assert model.array("val_seen_miou").tolist() == pytest.approx(anew)
+        photos = len(split.array("val"))
+    assert len(seen) == (photos if config.frozen else 3 * photos) > 0
 
 
 def test_another_seed_is_another_run(inputs: Path, tmp_path: Path) -> None:

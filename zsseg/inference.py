@@ -285,20 +285,48 @@ def pixels_for(model: Model, image: UInt8, *, max_side: int) -> tuple[Tensor, tu
     return torch.from_numpy(resize_image(image, size))[None].to(model.device), size
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What a backbone made of one image.
+
+    Attributes:
+        maps: As `SegmentationNet.features` gives, of a batch of one.
+        input_size: Height and width of what the network saw of the image, without padding.
+        size: Height and width of the image.
+    """
+
+    maps: list[Tensor]
+    input_size: tuple[int, int]
+    size: tuple[int, int]
+
+
 def score_image(model: Model, image: UInt8, *, max_side: int) -> ScoreGrid:
     """Run the network on one image and score every class on the coarse grid."""
-    size = image.shape[:2]
+    return score_features(model, image_features(model, image, max_side=max_side))
+
+
+@torch.inference_mode()
+def image_features(model: Model, image: UInt8, *, max_side: int) -> ImageFeatures:
+    """Run the backbone on one image, of which no side is longer than `max_side` for it."""
+    height, width = image.shape[:2]
     pixels, input_size = pixels_for(model, image, max_side=max_side)
     net = model.net
     with autocast(model.precision, model.device):
-        features = net.features(net.pad(normalise(pixels, net.mean, net.std)))
+        maps = net.features(net.pad(normalise(pixels, net.mean, net.std)))
+    return ImageFeatures(maps, input_size, (height, width))
+
+
+@torch.inference_mode()
+def score_features(model: Model, image: ImageFeatures) -> ScoreGrid:
+    """Score every class on the coarse grid from what the backbone made of an image."""
+    net, features = model.net, image.maps
+    with autocast(model.precision, model.device):
         outputs = net.head(features)[0].float()
         gate, prior = finer(net.gate_cells(features), net), finer(net.prior(features), net)
     scores = joint_scores(model, outputs, gate, prior)
     # no distance to a class vector stands behind the scores of head and gate together
     squares = outputs.square().sum(dim=0) if model.vectors is not None and gate is None else None
-    return ScoreGrid(scores, net.stride, input_size, (size[0], size[1]), squares)
+    return ScoreGrid(scores, net.stride, image.input_size, image.size, squares)
 
 
 def joint_scores(model: Model, outputs: Tensor, gate: Tensor | None, prior: Tensor | None) -> Tensor:

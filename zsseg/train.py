@@ -43,7 +43,8 @@ from zsseg.dataset import normalise, read_image, training_labels
 from zsseg.distributed import Part
 from zsseg.errors import JobError, TrainingError
 from zsseg.hardware import autocast, keep_freed_memory
-from zsseg.inference import label_map, score_image
+from zsseg.images import UInt8
+from zsseg.inference import ImageFeatures, image_features, label_map, score_features
 from zsseg.models import SegmentationNet
 from zsseg.objective import as_far_as, gate_loss, loss_function
 from zsseg.progress import SILENT, Progress
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 WARMUP = 100  # steps, at most a tenth of the run
 PROBE_SHARE = 0.4  # of the epochs: a probe serves to choose one number, and should not double the time
 VAL_IMAGES = 30  # of the validation curve
+
+ValidationPhotos = dict[int, tuple[ImageFeatures, UInt8]]  # by index: what a frozen backbone made of it, and its labels
 
 
 class DivergedError(TrainingError):
@@ -298,13 +301,14 @@ def _run(
     distributed.copy_from_main(state.tensors())
     loss_of = loss_function(task, state.log_scale)
     saved = time.monotonic()
+    validation: ValidationPhotos | None = {} if config.frozen else None
     stop = False
     with _interrupts() as interrupted, _saved_where_another_dies(task, state, journal, stage):
         for inputs, labels, part in progress.track(batches, _title(task, stage), len(positions)):
             _step(task, state, inputs, labels, part=part, features_of=features_of, loss_of=loss_of)
             progress.status(f"loss {_smooth(state.losses[-20:]):.3f}")
             if stage == LAST and state.step % task.steps_per_epoch == 0:
-                state.val_seen_miou.append(_validate(task, state.net))  # short, so an interrupt waits for it
+                state.val_seen_miou.append(_validate(task, state.net, validation))  # short: an interrupt waits
                 log.info(
                     "epoch %d/%d: loss %.4f, val seen mIoU %.3f",
                     state.step // task.steps_per_epoch,
@@ -475,22 +479,35 @@ def _own_source(
     return image_source, lambda images: net.features(net.pad(normalise(images.to(task.device), net.mean, net.std)))
 
 
-def _validate(task: Task, net: SegmentationNet) -> float:
+def _validate(task: Task, net: SegmentationNet, kept: ValidationPhotos | None) -> float:
     """Return mIoU over the seen classes on a few validation images, unseen pixels void; NaN without images."""
     chosen = task.val[np.linspace(0, len(task.val) - 1, min(VAL_IMAGES, len(task.val))).round().astype(int)]
-    return seen_miou(task, net, chosen.tolist())
+    return seen_miou(task, net, chosen.tolist(), kept)
 
 
-def seen_miou(task: Task, net: SegmentationNet, photos: Sequence[int]) -> float:
-    """Return mIoU over the seen classes on some photos, all classes competing, pixels of unseen ones void."""
+def seen_miou(task: Task, net: SegmentationNet, photos: Sequence[int], kept: ValidationPhotos | None = None) -> float:
+    """Return mIoU over the seen classes on some photos, all classes competing, pixels of unseen ones void.
+
+    Args:
+        task: The run.
+        net: Its network.
+        photos: Indices of photos.
+        kept: What a frozen backbone made of photos the last time, and their labels; what it lacks is added.
+    """
     model = as_model(task, net)
     matrix = np.zeros((len(task.names),) * 2, dtype=np.int64)
     set_mode(net, training=False)
     with task.open_data() as data:
         for index in distributed.share(list(photos)):
-            image = read_image(data, index)
-            truth = training_labels(data, index, task.unseen.tolist(), image.shape[:2])
-            predicted = label_map(score_image(model, image, max_side=PredictConfig.max_side))
+            known = kept.get(index) if kept is not None else None
+            if known is None:
+                image = read_image(data, index)
+                truth = training_labels(data, index, task.unseen.tolist(), image.shape[:2])
+                known = image_features(model, image, max_side=PredictConfig.max_side), truth
+            if kept is not None:
+                kept[index] = known
+            features, truth = known
+            predicted = label_map(score_features(model, features))
             matrix += metrics.confusion(truth, predicted, len(task.names))
     matrix = distributed.sum_counts(matrix)
     set_mode(net, training=True)
