@@ -418,6 +418,18 @@ def test_unseen_classes_win_no_more_than_was_allowed(inputs: Path, tmp_path: Pat
     assert shares[0.3] > shares[0.05]
 
 
+@pytest.mark.parametrize(("presence", "bound"), [(True, 0.15), (False, None)])
+def test_presence_bounds_the_pixels_that_unseen_classes_win(
+    inputs: Path, tmp_path: Path, presence: bool, bound: float | None
+) -> None:
+    """Without presence the loss of seen mIoU alone decides; the model records which it was."""
+    config = replace(FROZEN, epochs=8, calibration="stacking", calibrate_on="seen", max_seen_loss=0.2)
+    run(inputs, tmp_path / "a.h5", replace(config, presence=presence))
+    params = loaded_params(tmp_path / "a.h5")
+    assert params["max_false_share"] == bound
+    assert (params["calibration_choice"]["false_share"] <= 0.15) == presence
+
+
 def false_share(matrix: np.ndarray, model: Any) -> float:
     """Return the seen pixels that an unseen class wins in the mean, of those of a mean seen class but background."""
     pixels = matrix.sum(axis=1)

@@ -256,7 +256,7 @@ def spend(
     false: NDArray[np.float64],
     *,
     max_seen_loss: float,
-    max_false_share: float,
+    max_false_share: float | None,
 ) -> Choice:
     """Choose the greatest strength at which unseen classes take no more than so much from the seen ones.
 
@@ -266,12 +266,13 @@ def spend(
         false: Seen pixels that an unseen class wins at each γ, of the size of a class, float64 (G,), ascending.
         max_seen_loss: By how much the seen mIoU may fall below that without calibration, on the way to the strength
             as well as there.
-        max_false_share: How large `false` may be. A model whose unseen classes never cost so much as one of the two
-            bounds stays uncalibrated.
+        max_false_share: How large `false` may be; None: as large as it gets. A model whose unseen classes never cost so
+            much as one of the two bounds stays uncalibrated.
     """
     stronger = np.flatnonzero(curve.gamma >= curve.gamma[curve.zero])
     before = float(curve.seen[curve.zero])
-    over = np.flatnonzero((before - curve.seen[stronger] > max_seen_loss) | (false[stronger] > max_false_share))
+    most = math.inf if max_false_share is None else max_false_share
+    over = np.flatnonzero((before - curve.seen[stronger] > max_seen_loss) | (false[stronger] > most))
     place = int(stronger[max(over[0] - 1, 0)]) if len(over) else curve.zero
     nan = float("nan")
     parameter, cost = _shifted(method, curve.gamma[place]), float(false[place])

@@ -556,9 +556,11 @@ def train(
         float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost.")
     ] = TrainConfig.max_seen_loss,
     max_false_share: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0.0, help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.15: 15 %."
+            min=0.0,
+            help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.15 is 15 %.",
+            show_default="0.15 with presence, any number without",
         ),
     ] = TrainConfig.max_false_share,
     self_train: Annotated[

@@ -39,6 +39,7 @@ from zsseg.progress import Progress
 
 PHOTOS = 200  # that the probe is scored on, at most; a fifth of the training photos where that is less
 BANK_PHOTOS, BANK_PIXELS = 200, 500  # pixels of each
+FALSE_SHARE = 0.15  # of a mean seen class, in pixels that an unseen one may win with presence
 COMMON = 0.02  # share of the training photos that an automatically chosen class is in, at least
 
 
@@ -208,7 +209,7 @@ def spend_seen_loss(
     train: NDArray[np.int64],
     *,
     max_seen_loss: float,
-    max_false_share: float,
+    max_false_share: float | None,
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
@@ -222,7 +223,8 @@ def spend_seen_loss(
         data: An open data artifact.
         train: Indices of the training photos, of which at most `PHOTOS` are scored.
         max_seen_loss: By how much mIoU over the seen classes may fall.
-        max_false_share: How many seen pixels an unseen class may win in the mean, of those of a mean seen class.
+        max_false_share: How many seen pixels an unseen class may win in the mean, of those of a mean seen class; None:
+            any number.
         seed: Of the bank, and of which photos are scored.
         progress: Told of each photo.
     """

@@ -173,9 +173,9 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
         raise SettingError("--anchors imagenet adds to the scores of the gate, and --no-gate leaves that out; drop one")
     if config.presence and by_distance:
         raise SettingError("--calibration apollonius compares distances to class vectors, --presence scores; drop one")
-    return replace(
-        config, gate=has_gate, anchors=anchors, presence=has_gate if config.presence is None else config.presence
-    )
+    presence = has_gate if config.presence is None else config.presence
+    most = probe.FALSE_SHARE if presence and config.max_false_share is None else config.max_false_share
+    return replace(config, gate=has_gate, anchors=anchors, presence=presence, max_false_share=most)
 
 
 def _plan(
