@@ -416,6 +416,7 @@ def test_an_interrupted_run_goes_on_exactly(tmp_path: Path, config: TrainConfig)
         maps = np.stack([decode_label_map(model.bytes_at("pseudo_labels", row), "map") for row in rows])
         record = model.params["self_training"]
         assert (record["gate"], model.params["gate"]) == (True, config.self_train == "anywhere")
+        assert model.params["presence"] is False
         assert record["pixels"] == {NAMES[index]: (maps == index).sum() for index in UNSEEN}
     assert run(space, space / "model.h5", config, resume=True).finished
     run(space, tmp_path / "whole.h5", config)

@@ -591,7 +591,7 @@ def train(
         typer.Option(
             "--presence/--no-presence",
             help="What a photo's best places say of an unseen class counts for all its places, docs/zero-shot.md.",
-            show_default="presence with a gate",
+            show_default="presence with a gate; --self-train anywhere: none",
         ),
     ] = TrainConfig.presence,
     weights: Annotated[

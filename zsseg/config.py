@@ -138,7 +138,7 @@ class TrainConfig:
     rounds: int = 1  # of self-training
     gate: bool | None = None  # a plainer embedding that decides between seen and unseen; None: where the model has one
     anchors: Anchors = "auto"  # auto: imagenet for a frozen lite0 with a gate, where WordNet is at hand
-    presence: bool | None = None  # a photo's best places speak for all of it; None: where there is a gate
+    presence: bool | None = None  # a photo's best places speak for all of it; None: with a gate, unless blind
     checkpoint_steps: int | None = None  # steps between checkpoints, besides the minutes
 
 

@@ -173,7 +173,8 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
         raise SettingError("--anchors imagenet adds to the scores of the gate, and --no-gate leaves that out; drop one")
     if config.presence and by_distance:
         raise SettingError("--calibration apollonius compares distances to class vectors, --presence scores; drop one")
-    presence = has_gate if config.presence is None else config.presence
+    by_default = has_gate and config.self_train != "anywhere"  # there it costs, docs/self-training.md
+    presence = by_default if config.presence is None else config.presence
     most = probe.FALSE_SHARE if presence and config.max_false_share is None else config.max_false_share
     return replace(config, gate=has_gate, anchors=anchors, presence=presence, max_false_share=most)
 
