@@ -17,7 +17,7 @@ from tiny import zsseg
 from zsseg import calibration, metrics, probe, train
 from zsseg.artifacts import open_artifact
 from zsseg.calibration import Evidence
-from zsseg.config import CalibrationName
+from zsseg.config import Anchors, CalibrationName
 from zsseg.curve import Curve, count_gaps
 from zsseg.dataset import read_image
 from zsseg.errors import SettingError, TrainingError
@@ -418,16 +418,18 @@ def test_unseen_classes_win_no_more_than_was_allowed(inputs: Path, tmp_path: Pat
     assert shares[0.3] > shares[0.05]
 
 
-@pytest.mark.parametrize(("presence", "bound"), [(True, 0.15), (False, None)])
-def test_presence_bounds_the_pixels_that_unseen_classes_win(
-    inputs: Path, tmp_path: Path, presence: bool, bound: float | None
+@pytest.mark.parametrize(
+    ("presence", "anchors", "bound"), [(True, "imagenet", 0.15), (True, "none", None), (False, "imagenet", None)]
+)
+def test_presence_and_anchors_bound_the_pixels_that_unseen_classes_win(
+    inputs: Path, tmp_path: Path, presence: bool, anchors: Anchors, bound: float | None
 ) -> None:
-    """Without presence the loss of seen mIoU alone decides; the model records which it was."""
+    """Without them the loss of seen mIoU alone decides; the model records which it was."""
     config = replace(FROZEN, epochs=8, calibration="stacking", calibrate_on="seen", max_seen_loss=0.2)
-    run(inputs, tmp_path / "a.h5", replace(config, presence=presence))
+    run(inputs, tmp_path / "a.h5", replace(config, presence=presence, gate=True, anchors=anchors))
     params = loaded_params(tmp_path / "a.h5")
     assert params["max_false_share"] == bound
-    assert (params["calibration_choice"]["false_share"] <= 0.15) == presence
+    assert (params["calibration_choice"]["false_share"] <= 0.15) == (bound is not None)
 
 
 def false_share(matrix: np.ndarray, model: Any) -> float:

@@ -560,7 +560,7 @@ def train(
         typer.Option(
             min=0.0,
             help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.15 is 15 %.",
-            show_default="0.15 with presence, any number without",
+            show_default="0.15 with presence and anchors, else any number",
         ),
     ] = TrainConfig.max_false_share,
     self_train: Annotated[

@@ -175,7 +175,8 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
         raise SettingError("--calibration apollonius compares distances to class vectors, --presence scores; drop one")
     by_default = has_gate and config.self_train != "anywhere"  # there it costs, docs/self-training.md
     presence = by_default if config.presence is None else config.presence
-    most = probe.FALSE_SHARE if presence and config.max_false_share is None else config.max_false_share
+    bounded = presence and anchors != "none" and config.max_false_share is None
+    most = probe.FALSE_SHARE if bounded else config.max_false_share
     return replace(config, gate=has_gate, anchors=anchors, presence=presence, max_false_share=most)
 
 
