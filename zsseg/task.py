@@ -175,9 +175,7 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
         raise SettingError("--calibration apollonius compares distances to class vectors, --presence scores; drop one")
     by_default = has_gate and config.self_train != "anywhere"  # there it costs, docs/self-training.md
     presence = by_default if config.presence is None else config.presence
-    bounded = presence and anchors != "none" and config.max_false_share is None
-    most = probe.FALSE_SHARE if bounded else config.max_false_share
-    return replace(config, gate=has_gate, anchors=anchors, presence=presence, max_false_share=most)
+    return replace(config, gate=has_gate, anchors=anchors, presence=presence)
 
 
 def _plan(
@@ -190,7 +188,7 @@ def _plan(
     """Return the settings with a calibration that is no longer "auto", and what the probe does without, if any.
 
     Raises:
-        SettingError: The method cannot be chosen on seen classes alone.
+        SettingError: The method cannot be chosen on seen classes alone, or an option serves the other way to choose.
         TrainingError: No class can be hidden.
     """
     if config.calibration == "none" or vectors is None:
@@ -202,9 +200,13 @@ def _plan(
     if config.calibration == "auto" and chosen_on == "seen" and len(train) < probe.PHOTOS:
         # so few are learned by heart: what a bias costs on them says little of others
         log.info("no calibration by itself: %d training photos are fewer than %d", len(train), probe.PHOTOS)
-        return replace(config, calibration="none"), None
+        return replace(config, calibration="none", max_false_share=None), None
     config = replace(config, calibration=wanted, calibrate_on=chosen_on)
     if chosen_on == "val-classes":
+        if config.max_false_share is not None:
+            raise SettingError(
+                "--max-false-share: serves --calibrate-on seen, not val-classes; leave out one of the two"
+            )
         return config, probe.make_plan(
             data, train, vectors, unseen.tolist(), wanted=config.val_classes, seed=config.seed
         )
@@ -215,7 +217,8 @@ def _plan(
             f"--calibrate-on seen: chooses how much is taken off the seen scores, and {wanted} takes off nothing; "
             "use --calibrate-on val-classes"
         )
-    return config, None
+    bounded = config.presence and config.anchors != "none" and config.max_false_share is None
+    return replace(config, max_false_share=probe.FALSE_SHARE) if bounded else config, None
 
 
 def _needed_calibration(
@@ -225,15 +228,18 @@ def _needed_calibration(
     if config.calibration == "none":
         if config.val_classes:
             raise SettingError("--val-classes: serve to choose a calibration's parameter; name one with --calibration")
+        if config.max_false_share is not None:
+            raise SettingError("--max-false-share: bounds what a calibration takes; name one with --calibration")
         return config
     if config.calibration == "auto" and config.self_train == "void":
-        return replace(config, calibration="none")  # with unseen pixels labelled, no class has to be favoured
+        # with unseen pixels labelled, no class has to be favoured
+        return replace(config, calibration="none", max_false_share=None)
     if vectors is not None and len(unseen):
         return config
     reason = "no class is unseen" if vectors is not None else "a softmax model predicts no unseen class"
     if config.calibration != "auto":
         log.info("--calibration %s: left out, %s", config.calibration, reason)
-    return replace(config, calibration="none", val_classes=())
+    return replace(config, calibration="none", val_classes=(), max_false_share=None)
 
 
 def _check_self_training(config: TrainConfig, split: Artifact) -> None:
