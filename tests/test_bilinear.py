@@ -55,11 +55,15 @@ def test_squares_are_those_of_the_upsampled_maps(size: tuple[int, int]) -> None:
 
 
 @every_size
-def test_weighted_squares_are_their_sum(size: tuple[int, int]) -> None:
-    """Σ_p a_p ‖f_p‖², and its gradient, without a number a pixel."""
-    maps, pixels = drawn(2, 5, 4, 3), torch.rand(2, *size, dtype=torch.float64)
-    naive = (interpolated(maps, size).square().sum(dim=1) * pixels).sum()
-    same_gradient(maps, bilinear.weighted_squares(maps, pixels), naive)
+def test_squared_error_is_that_of_the_upsampled_maps(size: tuple[int, int]) -> None:
+    """Σ_p a_p ‖f_p − t_p‖² less Σ_p a_p ‖t_p‖², and its gradient, without a number a pixel."""
+    maps, pixels, targets = drawn(2, 5, 4, 3), torch.rand(2, *size, dtype=torch.float64), drawn(2, 5, *size).detach()
+    upsampled = interpolated(maps, size)
+    naive = (((upsampled - targets).square() - targets.square()).sum(dim=1) * pixels).sum()
+    towards = bilinear.gather(targets * pixels.unsqueeze(1), (4, 3)).permute(0, 2, 3, 1)
+    ours = bilinear.squared_error(maps, pixels, towards)
+    same_gradient(maps, ours, naive)
+    same_gradient(maps, 3 * ours, 3 * naive)
 
 
 def test_single_cells() -> None:
@@ -68,4 +72,5 @@ def test_single_cells() -> None:
         maps, size = drawn(2, 5, *shape), (8, 12)
         naive = interpolated(maps, size).square().sum(dim=1)
         torch.testing.assert_close(bilinear.squares(maps, size), naive)
-        torch.testing.assert_close(bilinear.weighted_squares(maps, torch.ones_like(naive)), naive.sum())
+        none = torch.zeros(2, *shape, 5, dtype=torch.float64)
+        same_gradient(maps, bilinear.squared_error(maps, torch.ones_like(naive), none), naive.sum())

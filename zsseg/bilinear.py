@@ -13,9 +13,11 @@ costs: no tensor of D × H × W exists.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Size = tuple[int, int] | torch.Size
 
@@ -45,24 +47,61 @@ def squares(maps: Tensor, size: Size) -> Tensor:
     return own_y @ (own @ own_x.T + right @ next_x.T) + next_y @ (below @ own_x.T + across @ next_x.T)
 
 
-def weighted_squares(maps: Tensor, weights: Tensor) -> Tensor:
-    """Return Σ_p a_p ‖f_p‖² of the upsampled maps, a scalar.
+def squared_error(maps: Tensor, weights: Tensor, towards: Tensor) -> Tensor:
+    """Return Σ_p a_p ‖f_p‖² − 2 Σ_k g_k·t_k, a scalar: squared distances of upsampled maps to targets, but for ‖t‖².
 
     Args:
         maps: (N, K, h, w).
         weights: a, (N, H, W), of the upsampled size; no gradient flows to them.
+        towards: Weighted targets, gathered in the cells, (N, h, w, K); no gradient flows to them.
     """
-    own, right, below, across = _neighbour_products(maps)
     if maps.shape[-2:] == weights.shape[-2:]:
-        return (own * weights).sum()
-    (own_y, next_y), (own_x, next_x) = (_pairs(matrix) for matrix in _weights(maps, weights.shape[-2:]))
-    here, beside = weights @ own_x, weights @ next_x
-    return (
-        (own * (own_y.T @ here)).sum()
-        + (right * (own_y.T @ beside)).sum()
-        + (below * (next_y.T @ here)).sum()
-        + (across * (next_y.T @ beside)).sum()
-    )
+        pairs: tuple[Tensor, ...] = (weights,)
+    else:
+        (own_y, next_y), (own_x, next_x) = (_pairs(matrix) for matrix in _weights(maps, weights.shape[-2:]))
+        here, beside = weights @ own_x, weights @ next_x
+        pairs = own_y.T @ here, own_y.T @ beside, next_y.T @ here, next_y.T @ beside
+    total: Tensor = _SquaredError.apply(maps, towards, *pairs)
+    return total
+
+
+class _SquaredError(torch.autograd.Function):
+    """Σ_kl s_kl g_k·g_l − 2 Σ_k g_k·t_k with s symmetric, not 0 between neighbours only; its gradient is 2 (s g − t).
+
+    One pass over the cells for each neighbour. By torch's own operators it was most of what the loss took: each
+    shifted product has two gradients, padded with zeros to the whole grid and added up.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, towards: Tensor, own: Tensor, *beside: Tensor) -> Tensor:
+        """Take the weights of each cell with itself, and of its pairs with the right one, the one below, and across."""
+        cells = maps.permute(0, 2, 3, 1)  # the network's own memory layout: sums run over neighbouring numbers
+        pull = cells * own.unsqueeze(3)
+        if beside:
+            right, below, across = (each.unsqueeze(3) / 2 for each in beside)  # half for each of the two
+            across = across / 2  # for each of the two diagonals
+            ends, rest = slice(None, -1), slice(1, None)
+            every = slice(None)
+            for rows, other_rows, columns, other_columns, share in (
+                (every, every, ends, rest, right),
+                (ends, rest, every, every, below),
+                (ends, rest, ends, rest, across),
+                (ends, rest, rest, ends, across),
+            ):
+                pull[:, rows, columns].addcmul_(cells[:, other_rows, other_columns], share)
+                pull[:, other_rows, other_columns].addcmul_(cells[:, rows, columns], share)
+        pull -= towards
+        ctx.save_for_backward(pull)
+        total: Tensor = (pull - towards).mul_(cells).sum()
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the maps."""
+        (pull,) = ctx.saved_tensors
+        of_maps = (pull * (2 * gradient)).permute(0, 3, 1, 2)
+        return (of_maps, *(None for _ in ctx.needs_input_grad[1:]))
 
 
 def _neighbour_products(maps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

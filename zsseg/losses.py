@@ -65,8 +65,7 @@ def mse(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weights:
     of_class.scatter_(1, place.unsqueeze(1), share.unsqueeze(1))
     towards = bilinear.gather(of_class, outputs.shape[-2:]).permute(0, 2, 3, 1) @ chosen
     lengths = (of_class.sum(dim=(0, 2, 3)) * chosen.square().sum(dim=1)).sum()
-    total = bilinear.weighted_squares(outputs, share) - 2 * (outputs.permute(0, 2, 3, 1) * towards).sum() + lengths
-    return _ratio(total, share)
+    return _ratio(bilinear.squared_error(outputs, share, towards) + lengths, share)
 
 
 def cosine(outputs: Tensor, labels: Tensor, vectors: Tensor, seen: Tensor, weights: Tensor | None = None) -> Tensor:
