@@ -421,13 +421,17 @@ def open_artifact(path: Path, kind: Kind, *, verify: bool = True, digest: str | 
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file; make it with `zsseg {MADE_BY[kind]}`, or name one with --{kind}")
-    file = _opened(path, f"; make it again with `zsseg {MADE_BY[kind]} --force`", verify=verify)
+    advice = f"; make it again with `zsseg {MADE_BY[kind]} --force`"
+    sealed = verify and _check_seal(path, advice)
+    file = _opened(path, advice)
     try:
         with _reading(path, kind):
             header = _header(file, kind, path)
             _check_fields(file, kind, path)
             _check_sizes(file, kind, path)
-            reason = _mistake(file, kind, header, path) if verify else None
+            # gigabytes of kept features are hashed once: nothing is made of their digest, and the seal holds every byte
+            counted = not sealed or kind != "features"
+            reason = _mistake(file, kind, header, path, counted=counted) if verify else None
         if reason:
             raise _damaged(path, kind, reason)
         if digest not in (None, header["digest"]):
@@ -438,9 +442,9 @@ def open_artifact(path: Path, kind: Kind, *, verify: bool = True, digest: str | 
         raise
 
 
-def _mistake(file: h5py.File, kind: Kind, header: Mapping[str, Any], path: Path) -> str | None:
-    """Return what is wrong with the contents of a file whose fields are as declared."""
-    if _digest(file, kind, most=path.stat().st_size) != header["digest"]:
+def _mistake(file: h5py.File, kind: Kind, header: Mapping[str, Any], path: Path, *, counted: bool) -> str | None:
+    """Return what is wrong with the contents of a file whose fields are as declared; the digest counts if asked for."""
+    if counted and _digest(file, kind, most=path.stat().st_size) != header["digest"]:
         return "its contents do not match its digest"
     rows = {name: len(file[name]) for name in SCHEMA[kind] if name in file}
     return fault(kind, list(file["names"].asstr()[()]), rows, lambda name: file[name][()], header["params"])
@@ -454,6 +458,7 @@ def kind_of(path: Path) -> Kind:
     """
     if not path.is_file():
         raise ArtifactError(f"{path}: no such file")
+    _check_seal(path, "")
     with _opened(path) as file:
         try:
             kind = _attribute(file, "kind") if "kind" in file.attrs else None
@@ -467,37 +472,49 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def _opened(path: Path, advice: str = "", *, verify: bool = True) -> h5py.File:
-    try:
-        if verify and not _is_whole(path):
-            raise ArtifactError(f"{path}: damaged (its bytes do not match its seal){advice}")
+def _opened(path: Path, advice: str = "") -> h5py.File:
+    with _opening(path, advice):
         return h5py.File(path, "r")
+
+
+@contextlib.contextmanager
+def _opening(path: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
     except PermissionError as error:
         raise ArtifactError(f"{path}: may not be read; change its permissions, or name another file") from error
     except OSError as error:
         raise ArtifactError(f"{path}: not a readable HDF5 file (truncated, or no artifact at all){advice}") from error
 
 
-def _is_whole(path: Path) -> bool:
-    """Compare the seal at the end of a file, if it has one, before HDF5 sees any of it.
+def _check_seal(path: Path, advice: str) -> bool:
+    """Compare the seal at the end of a file, before HDF5 sees any of it, and return whether there is one.
 
     Flipped bits can make HDF5's own code run for ever. A file that another tool wrote, or has changed, has no seal; one
     whose HDF5 part ends before the file does must have one.
+
+    Raises:
+        ArtifactError: The bytes are not those that were sealed, or the file cannot be read.
     """
-    with path.open("rb") as file:
+    with _opening(path, advice), path.open("rb") as file:
         start = file.read(48)
         held = file.seek(0, os.SEEK_END) - len(SEAL) - hashlib.sha256().digest_size
         file.seek(max(held, 0))
         seal = file.read()
-        if not seal.startswith(SEAL):
+        sealed = seal.startswith(SEAL)
+        if sealed:
+            file.seek(0)
+            sha = hashlib.sha256()
+            while held and (part := file.read(min(held, 1 << 20))):
+                sha.update(part)
+                held -= len(part)
+            whole = seal == SEAL + sha.digest()
+        else:
             plain = start.startswith(b"\x89HDF\r\n\x1a\n\0")  # the form of HDF5 that zsseg writes
-            return not plain or int.from_bytes(start[40:48], "little") >= path.stat().st_size
-        file.seek(0)
-        sha = hashlib.sha256()
-        while held and (part := file.read(min(held, 1 << 20))):
-            sha.update(part)
-            held -= len(part)
-        return seal == SEAL + sha.digest()
+            whole = not plain or int.from_bytes(start[40:48], "little") >= path.stat().st_size
+    if not whole:
+        raise ArtifactError(f"{path}: damaged (its bytes do not match its seal){advice}")
+    return sealed
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Full, Queue
 from tempfile import TemporaryDirectory
@@ -136,20 +137,18 @@ class FeatureCache:
         self._strides = net.feature_strides
         self._pad_to = net.pad_to
         computing: dict[str, Any] = {"precision": precision, "progress": progress}
-        stored = None
-        if kept is not None:
-            try:
-                stored = kept_features(kept, net, data, indices, settings=settings, **computing)
-            except ArtifactError as error:
-                if distributed.world() > 1:  # where the others are by now, nobody knows
-                    raise
-                log.info("backbone features: cannot be kept: %s", error)
-        self._features = stored or _vanishing(folder, net, data, indices, **computing)
-        sizes = data.array("sizes").tolist()
-        self._labels = {
-            index: sample_labels(training_labels(data, index, unseen, tuple(sizes[index]))).astype(np.uint8)
-            for index in indices.tolist()
-        }
+        with ThreadPoolExecutor(1) as beside:  # labels are decoded while kept features are checked
+            labels = beside.submit(_sampled_labels, data, indices, unseen)
+            stored = None
+            if kept is not None:
+                try:
+                    stored = kept_features(kept, net, data, indices, settings=settings, **computing)
+                except ArtifactError as error:
+                    if distributed.world() > 1:  # where the others are by now, nobody knows
+                        raise
+                    log.info("backbone features: cannot be kept: %s", error)
+            self._features = stored or _vanishing(folder, net, data, indices, **computing)
+        self._labels = labels.result()
 
     def batches(
         self,
@@ -196,6 +195,15 @@ class FeatureCache:
             arrays.append(array[:, ::-1] if mirror else array)
         labels = _cut(labels, top // LABEL_STRIDE, left // LABEL_STRIDE, crop // LABEL_STRIDE, fill=VOID)
         return arrays, labels[:, ::-1] if mirror else labels
+
+
+def _sampled_labels(data: Artifact, indices: NDArray[np.int64], unseen: Sequence[int]) -> dict[int, UInt8]:
+    """Return the labels of images at every fourth pixel, those of unseen classes void."""
+    sizes = data.array("sizes").tolist()
+    return {
+        index: sample_labels(training_labels(data, index, unseen, tuple(sizes[index]))).astype(np.uint8)
+        for index in indices.tolist()
+    }
 
 
 def _vanishing(
