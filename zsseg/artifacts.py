@@ -23,7 +23,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +171,16 @@ class Artifact:
         with _reading(self.path, self.kind):
             return bytes(self._file[name][index].tobytes())
 
-    def row(self, name: str, index: int) -> NDArray[np.uint8]:
-        """Return one row of a "bytes" field as an array, without a further copy."""
+    def rows(self, name: str) -> Callable[[int], NDArray[np.uint8]]:
+        """Return what reads one row of a "bytes" field as an array; looking a field up takes as long as reading it."""
         with _reading(self.path, self.kind):
-            return np.asarray(self._file[name][index], dtype=np.uint8)
+            field = self._file[name]
+
+        def row(index: int) -> NDArray[np.uint8]:
+            with _reading(self.path, self.kind):
+                return np.asarray(field[index], dtype=np.uint8)
+
+        return row
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return an "arrays" field as a dictionary."""

@@ -50,6 +50,7 @@ class StoredFeatures:
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
         self._shapes = artifact.array("shapes").tolist()
+        self._maps = artifact.rows("maps")
         self._rows = {index: row for row, index in enumerate(artifact.array("images").tolist())}
 
     @property
@@ -65,7 +66,7 @@ class StoredFeatures:
     def maps(self, index: int) -> Maps:
         """Return the feature maps of one photo, float16 (h, w, K) each, finest first."""
         row = self._rows[index]
-        shapes, raw = self._shapes[row], self._artifact.row("maps", row)
+        shapes, raw = self._shapes[row], self._maps(row)
         ends = np.cumsum([height * width * channels for height, width, channels in shapes])
         if not shapes or 2 * ends[-1] != len(raw):
             raise ArtifactError(f"{self._artifact.path}: the maps of image {index} have another size; remove the file")
