@@ -430,17 +430,17 @@ def test_unseen_classes_win_no_more_than_was_allowed(inputs: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("presence", "anchors", "bound"), [(True, "imagenet", 0.15), (True, "none", None), (False, "imagenet", None)]
+    ("presence", "anchors", "bound"), [(True, "imagenet", 0.5), (True, "none", None), (False, "imagenet", None)]
 )
 def test_presence_and_anchors_bound_the_pixels_that_unseen_classes_win(
     inputs: Path, tmp_path: Path, presence: bool, anchors: Anchors, bound: float | None
 ) -> None:
     """Without them the loss of seen mIoU alone decides; the model records which it was."""
-    config = replace(FROZEN, epochs=8, calibration="stacking", calibrate_on="seen", max_seen_loss=0.2)
+    config = replace(FROZEN, epochs=8, calibration="stacking", calibrate_on="seen", max_seen_loss=0.4)
     run(inputs, tmp_path / "a.h5", replace(config, presence=presence, gate=True, anchors=anchors))
     params = loaded_params(tmp_path / "a.h5")
     assert params["max_false_share"] == bound
-    assert (params["calibration_choice"]["false_share"] <= 0.15) == (bound is not None)
+    assert (params["calibration_choice"]["false_share"] <= 0.5) == (bound is not None)
 
 
 def false_share(matrix: np.ndarray, model: Any) -> float:

@@ -559,8 +559,8 @@ def train(
         float | None,
         typer.Option(
             min=0.0,
-            help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.15 is 15 %.",
-            show_default="0.15 with presence and anchors, else any number",
+            help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.5 is a half.",
+            show_default="0.5 with presence and anchors, else any number",
         ),
     ] = TrainConfig.max_false_share,
     self_train: Annotated[
@@ -591,7 +591,7 @@ def train(
         typer.Option(
             "--presence/--no-presence",
             help="What a photo's best places say of an unseen class counts for all its places, docs/zero-shot.md.",
-            show_default="presence with a gate; --self-train anywhere: none",
+            show_default="presence with anchors; --self-train anywhere: none",
         ),
     ] = TrainConfig.presence,
     weights: Annotated[

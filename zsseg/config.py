@@ -133,12 +133,12 @@ class TrainConfig:
     val_classes: tuple[str, ...] = ()  # seen classes hidden for that; empty: chosen automatically
     max_seen_loss: float = 0.015  # seen mIoU that the calibration may cost
     max_false_share: float | None = None  # seen pixels that it may give to an unseen class, of those of a mean seen
-    # class; None: 0.15 with presence and anchors, else any number
+    # class; None: 0.5 with presence and anchors, else any number
     self_train: SelfTrain = "none"  # where pseudo-labels of unseen classes may be put; transductive
     rounds: int = 1  # of self-training
     gate: bool | None = None  # a plainer embedding that decides between seen and unseen; None: where the model has one
     anchors: Anchors = "auto"  # auto: imagenet for a frozen lite0 with a gate, where WordNet is at hand
-    presence: bool | None = None  # a photo's best places speak for all of it; None: with a gate, unless blind
+    presence: bool | None = None  # a photo's best places speak for all of it; None: with anchors, unless blind
     checkpoint_steps: int | None = None  # steps between checkpoints, besides the minutes
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SHARPNESS = 20.0
+SHARPNESS = 40.0
 
 
 def with_presence(scores: Tensor, seen: Sequence[int], unseen: Sequence[int], *, unit: float) -> Tensor:

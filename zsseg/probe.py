@@ -39,7 +39,7 @@ from zsseg.progress import Progress
 
 PHOTOS = 200  # that the probe is scored on, at most; a fifth of the training photos where that is less
 BANK_PHOTOS, BANK_PIXELS = 200, 500  # pixels of each
-FALSE_SHARE = 0.15  # of a mean seen class, in pixels that an unseen one may win with presence and anchors
+FALSE_SHARE = 0.5  # of a mean seen class, in pixels that an unseen one may win with presence and anchors
 COMMON = 0.02  # share of the training photos that an automatically chosen class is in, at least
 
 

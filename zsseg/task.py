@@ -173,7 +173,8 @@ def _needed_gate(config: TrainConfig, *, zero_shot: bool, photographs: bool) -> 
         raise SettingError("--anchors imagenet adds to the scores of the gate, and --no-gate leaves that out; drop one")
     if config.presence and by_distance:
         raise SettingError("--calibration apollonius compares distances to class vectors, --presence scores; drop one")
-    by_default = has_gate and config.self_train != "anywhere"  # there it costs, docs/self-training.md
+    # without anchors, and there, it costs: docs/calibration.md, docs/self-training.md
+    by_default = anchors != "none" and config.self_train != "anywhere"
     presence = by_default if config.presence is None else config.presence
     return replace(config, gate=has_gate, anchors=anchors, presence=presence)
 
