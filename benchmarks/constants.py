@@ -69,7 +69,8 @@ class Variant:
             model.net.gate = None
         if not (self.gate and self.anchors):
             model.net.anchors = None
-        return replace(model, params={**model.params, "presence": self.sharpness is not None})
+        settings = {"presence": self.sharpness is not None, "presence_sharpness": self.sharpness}
+        return replace(model, params={**model.params, **settings})
 
     def __str__(self) -> str:
         parts = ["gate"] * self.gate + ["anchors"] * self.anchors
@@ -194,19 +195,17 @@ def tallies(models: list[Model], data: Artifact, photos: list[int], *, hidden: b
     classes = len(models[0].names)
     unit = gap_unit(vectors_of(models[0]))
     found = [Tally(np.zeros((4, classes, BINS), np.int64), *np.zeros((2, classes), np.int64)) for _ in models]
-    neutral, sharpness = calibration.none(classes), presence.SHARPNESS
+    neutral = calibration.none(classes)
     for index in photos:
         image = read_image(data, index)
         truth = training_labels(data, index, models[0].unseen if hidden else (), image.shape[:2])
         own = np.bincount(truth[truth != VOID], minlength=classes)
         features = image_features(models[0], image, max_side=PredictConfig.max_side)
-        for variant, model, tally in zip(VARIANTS, models, found, strict=True):
-            presence.SHARPNESS = variant.sharpness or sharpness
+        for model, tally in zip(models, found, strict=True):
             best = contest(score_features(model, features), neutral, model.seen, model.unseen)
             tally.counts += count_gaps(truth, best.seen, best.unseen, gap_bins(best.gap, unit), classes=classes)
             tally.pixels += own
             tally.photos += own > 0
-    presence.SHARPNESS = sharpness
     return found
 
 

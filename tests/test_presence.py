@@ -59,3 +59,18 @@ def test_a_model_applies_what_its_record_says(trained) -> None:
     unit = float(model.vectors.square().sum(dim=1).mean())
     torch.testing.assert_close(raised, with_presence(plain, model.seen, model.unseen, unit=unit))
     assert TrainConfig().presence is None
+
+
+def test_a_model_is_as_sharp_as_when_it_was_calibrated(trained) -> None:
+    """The record names the sharpness; a file from before it was recorded has that of its day, 20."""
+    model = load_model(trained / "model.h5", device="cpu")
+    assert model.params["presence_sharpness"] == SHARPNESS
+    photo = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    without = {key: value for key, value in model.params.items() if key != "presence_sharpness"}
+    plain, older, twenty = (
+        score_image(replace(model, params=params), photo, max_side=1024).scores
+        for params in ({}, without, {**without, "presence_sharpness": 20.0})
+    )
+    assert torch.equal(older, twenty)
+    assert not torch.equal(older, score_image(model, photo, max_side=1024).scores)
+    assert not torch.equal(older, plain)

@@ -9,7 +9,8 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Full, Queue
@@ -137,9 +138,9 @@ class FeatureCache:
         self._strides = net.feature_strides
         self._pad_to = net.pad_to
         computing: dict[str, Any] = {"precision": precision, "progress": progress}
-        with ThreadPoolExecutor(1) as beside:  # labels are decoded while kept features are checked
-            labels = beside.submit(_sampled_labels, data, indices, unseen)
-            stored = None
+        stored = None
+        # labels are decoded while kept features are checked
+        with _beside(lambda stopped: _sampled_labels(data, indices, unseen, stopped)) as labels:
             if kept is not None:
                 try:
                     stored = kept_features(kept, net, data, indices, settings=settings, **computing)
@@ -148,7 +149,7 @@ class FeatureCache:
                         raise
                     log.info("backbone features: cannot be kept: %s", error)
             self._features = stored or _vanishing(folder, net, data, indices, **computing)
-        self._labels = labels.result()
+            self._labels = labels()
 
     def batches(
         self,
@@ -197,13 +198,30 @@ class FeatureCache:
         return arrays, labels[:, ::-1] if mirror else labels
 
 
-def _sampled_labels(data: Artifact, indices: NDArray[np.int64], unseen: Sequence[int]) -> dict[int, UInt8]:
-    """Return the labels of images at every fourth pixel, those of unseen classes void."""
+@contextlib.contextmanager
+def _beside(work: Callable[[threading.Event], T]) -> Iterator[Callable[[], T]]:
+    """Do some work in a thread of its own; it is told to stop where the block ends without asking for the result."""
+    stopped = threading.Event()
+    # `images` mutes warnings while it decodes; two threads that do so can leave them muted
+    with warnings.catch_warnings(), ThreadPoolExecutor(1) as threads:
+        future = threads.submit(work, stopped)
+        try:
+            yield future.result
+        finally:
+            stopped.set()
+
+
+def _sampled_labels(
+    data: Artifact, indices: NDArray[np.int64], unseen: Sequence[int], stopped: threading.Event
+) -> dict[int, UInt8]:
+    """Return the labels of images at every fourth pixel, those of unseen classes void; some of them where stopped."""
     sizes = data.array("sizes").tolist()
-    return {
-        index: sample_labels(training_labels(data, index, unseen, tuple(sizes[index]))).astype(np.uint8)
-        for index in indices.tolist()
-    }
+    labels: dict[int, UInt8] = {}
+    for index in indices.tolist():
+        if stopped.is_set():
+            break
+        labels[index] = sample_labels(training_labels(data, index, unseen, tuple(sizes[index]))).astype(np.uint8)
+    return labels
 
 
 def _vanishing(

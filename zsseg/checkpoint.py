@@ -25,6 +25,7 @@ from zsseg.calibration import Calibration
 from zsseg.config import TrainConfig
 from zsseg.errors import ArtifactError, SettingError
 from zsseg.inference import restore_net
+from zsseg.presence import SHARPNESS
 from zsseg.selftrain import PseudoLabels
 from zsseg.state import State, imagenet_kinship, initial_state, state_of
 from zsseg.task import Task, with_pseudo_labels
@@ -226,6 +227,8 @@ def recorded_settings(task: Task, state: State) -> dict[str, Any]:
     config["val_classes"] = list(task.config.val_classes)
     if state.calibration_choice is not None:
         config["calibration_choice"] = state.calibration_choice
+    if task.config.presence:
+        config["presence_sharpness"] = SHARPNESS
     if task.pseudo is not None:
         config["self_training"] = task.pseudo.record
     if state.log_scale.requires_grad:

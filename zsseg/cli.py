@@ -559,7 +559,8 @@ def train(
         float | None,
         typer.Option(
             min=0.0,
-            help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.5 is a half.",
+            help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.5 is a half. "
+            "Goes with --calibrate-on seen.",
             show_default="0.5 with presence and anchors, else any number",
         ),
     ] = TrainConfig.max_false_share,

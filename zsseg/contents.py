@@ -47,6 +47,7 @@ SETTINGS: dict[Kind, dict[str, tuple[type, ...]]] = {
         "gate": (bool, NoneType), "anchors": (str,), "out_dim": (int,), "loss": (str,), "calibration": (str,),
         "calibration_choice": (dict,), "fresh": (list,), "pretrained": (dict,), "recipe": (dict,),
         "step": (int,), "total_steps": (int,), "log_scale": _NUMBER, "lr": _NUMBER, "crop": (int,),
+        "presence_sharpness": _NUMBER,
         "val_classes": (list,), "stage": (str,), "self_training": (dict,), "seed": (int,),
     },
     "scores": {
@@ -59,6 +60,7 @@ RANGES: dict[Kind, dict[str, tuple[float, float]]] = {
     "model": {
         "out_dim": (1, 1 << 14), "stacks": (1, 16), "step": (0, 1 << 40), "total_steps": (1, 1 << 40),
         "log_scale": (-100, 100), "lr": (0, 1e6), "crop": (1, 1 << 16), "seed": (0, 1 << 62),
+        "presence_sharpness": (1e-3, 1e3),
     },
     "scores": {"min_images": (0, 1 << 62)},
 }  # fmt: skip

@@ -186,7 +186,7 @@ def kept_features(
 def _complete(path: Path, indices: NDArray[np.int64]) -> StoredFeatures | None:
     """Return the features that a file holds; None where it is missing or damaged, or lacks one of the photos."""
     with contextlib.suppress(ArtifactError):
-        stored = StoredFeatures(open_artifact(path, "features"))
+        stored = StoredFeatures(open_artifact(path, "features", seal_suffices=True))
         if set(indices.tolist()) <= set(stored.images):
             log.info("backbone features: taken from %s", path.name)
             os.utime(path)
@@ -197,7 +197,7 @@ def _complete(path: Path, indices: NDArray[np.int64]) -> StoredFeatures | None:
 def _opened(path: Path, opened: contextlib.ExitStack) -> StoredFeatures | None:
     """Return the features that a file holds, None where it is missing or damaged."""
     with contextlib.suppress(ArtifactError):
-        return StoredFeatures(opened.enter_context(open_artifact(path, "features")))
+        return StoredFeatures(opened.enter_context(open_artifact(path, "features", seal_suffices=True)))
     return None
 
 

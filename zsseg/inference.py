@@ -37,7 +37,7 @@ from zsseg.hardware import autocast, choose_device, choose_precision
 from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
 from zsseg.models.gate import gated_scores
-from zsseg.presence import with_presence
+from zsseg.presence import UNRECORDED, with_presence
 
 log = logging.getLogger(__name__)
 
@@ -346,7 +346,9 @@ def joint_scores(model: Model, outputs: Tensor, gate: Tensor | None, prior: Tens
         scores = gated_scores(scores, by_gate if prior is None else by_gate + prior, model.seen)
     if not model.params.get("presence"):
         return scores
-    return with_presence(scores, model.seen, model.unseen, unit=float(model.vectors.square().sum(dim=1).mean()))
+    unit = float(model.vectors.square().sum(dim=1).mean())
+    sharpness = model.params.get("presence_sharpness") or UNRECORDED
+    return with_presence(scores, model.seen, model.unseen, unit=unit, sharpness=sharpness)
 
 
 def finer(maps: Tensor | None, net: SegmentationNet) -> Tensor | None:

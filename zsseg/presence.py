@@ -22,9 +22,12 @@ import torch
 from torch import Tensor
 
 SHARPNESS = 40.0
+UNRECORDED = 20.0  # of models that do not say
 
 
-def with_presence(scores: Tensor, seen: Sequence[int], unseen: Sequence[int], *, unit: float) -> Tensor:
+def with_presence(
+    scores: Tensor, seen: Sequence[int], unseen: Sequence[int], *, unit: float, sharpness: float = SHARPNESS
+) -> Tensor:
     """Return the scores, those of unseen classes raised by their presence in the photo.
 
     Args:
@@ -32,13 +35,14 @@ def with_presence(scores: Tensor, seen: Sequence[int], unseen: Sequence[int], *,
         seen: Ids of the seen classes, at least one.
         unseen: Ids of the unseen classes.
         unit: The scale of scores, the mean ‖w‖² of the class vectors, above 0.
+        sharpness: Of the soft maximum, in that scale.
 
     Returns:
         float32 (C, h, w), a new tensor.
     """
     chosen = torch.as_tensor(list(unseen), device=scores.device)
     best = scores[torch.as_tensor(list(seen), device=scores.device)].amax(dim=0)
-    sharpness = SHARPNESS / unit
+    sharpness /= unit
     gaps = (scores[chosen] - best).flatten(1)
     highest = gaps.amax(dim=1, keepdim=True)  # taken out, so that no exponential overflows
     presence = highest + (sharpness * (gaps - highest)).exp().mean(dim=1, keepdim=True).log() / sharpness

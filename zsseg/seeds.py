@@ -271,7 +271,7 @@ def _check_given(first: Path, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         wanted = Path(value).name if key == "weights" and value is not None else value
         wanted = list(wanted) if isinstance(wanted, tuple) else wanted
-        left_out = key in ("calibration", "val_classes") and recorded.get("calibration") == "none"
+        left_out = key in ("calibration", "val_classes", "max_false_share") and recorded.get("calibration") == "none"
         if key in recorded and wanted not in (None, "auto", recorded[key]) and not left_out:
             raise SettingError(
                 f"{first}: was trained with {key} {recorded[key]!r}, this command says {value!r}; "

@@ -15,6 +15,7 @@ from zsseg.distributed import Part
 from zsseg.errors import SettingError
 from zsseg.inference import Model
 from zsseg.models import BatchDropout, SegmentationNet, build, fill_anchors, load_pretrained
+from zsseg.presence import SHARPNESS
 from zsseg.task import Task
 
 
@@ -145,5 +146,5 @@ def as_model(task: Task, net: SegmentationNet) -> Model:
         vectors=None if task.vectors is None else torch.from_numpy(task.vectors).to(task.device),
         device=task.device,
         precision=task.precision,
-        params={"presence": bool(task.config.presence)},
+        params={"presence": bool(task.config.presence), "presence_sharpness": SHARPNESS},
     )

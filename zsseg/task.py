@@ -230,8 +230,8 @@ def _needed_calibration(
         if config.val_classes:
             raise SettingError("--val-classes: serve to choose a calibration's parameter; name one with --calibration")
         if config.max_false_share is not None:
-            raise SettingError("--max-false-share: bounds what a calibration takes; name one with --calibration")
-        return config
+            log.info("--max-false-share: left out, there is no calibration that it could bound")
+        return replace(config, max_false_share=None)
     if config.calibration == "auto" and config.self_train == "void":
         # with unseen pixels labelled, no class has to be favoured
         return replace(config, calibration="none", max_false_share=None)
