@@ -421,7 +421,7 @@ def test_unseen_classes_win_no_more_than_was_allowed(inputs: Path, tmp_path: Pat
     shares = {}
     for bound in (0.05, 0.3):
         config = replace(FROZEN, epochs=8, calibration="stacking", max_seen_loss=1.0, max_false_share=bound)
-        run(inputs, tmp_path / "a.h5", replace(config, calibrate_on="seen"), force=True)
+        run(inputs, tmp_path / "a.h5", replace(config, calibrate_on="seen", presence=True), force=True)
         model = load_model(tmp_path / "a.h5", device="cpu")
         shares[bound] = false_share(confusion(inputs, model), model)
         assert shares[bound] <= bound
