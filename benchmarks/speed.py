@@ -56,6 +56,7 @@ from zsseg.images import decode_label_map, encode_label_map
 from zsseg.inference import ScoreGrid, label_map, nne_scores
 from zsseg.metrics import confusion
 from zsseg.models import build
+from zsseg.optimizer import AdamW
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 21
 PHOTOS = 64
@@ -231,7 +232,7 @@ def our_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
     pixels, labels, seen = photo()
     vectors = unit_vectors(dim)
     sampled = torch.from_numpy(sample_labels(labels[0].cpu().numpy().astype(np.uint8)))[None].to(DEVICE)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+    optimizer = AdamW(net, [{"params": list(net.parameters())}], lr=1e-4)
 
     def outputs() -> Tensor:
         with autocast(precision, DEVICE):
@@ -491,7 +492,7 @@ def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
     net = build(model, dim).to(DEVICE, memory_format=torch.channels_last).train()  # type: ignore[arg-type]
     precision = choose_precision("auto", DEVICE)
     vectors, seen = unit_vectors(dim), torch.arange(CLASSES).to(DEVICE)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-4, fused=True)
+    optimizer = AdamW(net, [{"params": list(net.parameters())}], lr=1e-4)
 
     def step(images: Tensor, labels: Tensor) -> None:
         with autocast(precision, DEVICE):

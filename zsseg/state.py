@@ -15,6 +15,7 @@ from zsseg.distributed import Part
 from zsseg.errors import SettingError
 from zsseg.inference import Model
 from zsseg.models import BatchDropout, SegmentationNet, build, fill_anchors, load_pretrained
+from zsseg.optimizer import AdamW
 from zsseg.presence import SHARPNESS
 from zsseg.task import Task
 
@@ -115,7 +116,7 @@ def _optimizer(net: SegmentationNet, log_scale: nn.Parameter, task: Task) -> tor
         groups.append({"params": gate_parameters, "multiple": 1.0, "gate": True})
     if log_scale.requires_grad:
         groups.append({"params": [log_scale], "multiple": 1.0, "weight_decay": 0.0})  # 0 is no neutral value
-    return torch.optim.AdamW(groups, lr=task.lr, weight_decay=0.01, fused=True)
+    return AdamW(net, groups, lr=task.lr)
 
 
 def set_mode(net: SegmentationNet, *, training: bool) -> None:

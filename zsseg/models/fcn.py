@@ -10,18 +10,16 @@ VGG-16's maps have scales of hundreds, and without it the loss of FCN-8s rose to
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from zsseg.models.net import BatchDropout, SegmentationNet
+from zsseg.models.wide import WideConv2d
 
 # Output channels of VGG-16's convolutions, "M" = max pooling (Simonyan and Zisserman, ICLR 2015, configuration D).
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
-ROWS = 256  # of fc6's weights that are multiplied at a time, on a processor
 POOL3, POOL4 = 17, 24  # index in `trunk` just after the third and the fourth pooling
 
 
@@ -53,8 +51,8 @@ class FCN(SegmentationNet):
         self.feature_strides = {32: (32,), 16: (16, 32), 8: (8, 16, 32)}[stride]
         self.fresh = ("score", "fc6", "fc7")
         self.trunk = _trunk()
-        self.fc6 = nn.Conv2d(512, 4096, 7, padding=3)
-        self.fc7 = nn.Conv2d(4096, 4096, 1)
+        self.fc6 = WideConv2d(512, 4096, 7, padding=3)
+        self.fc7 = WideConv2d(4096, 4096, 1)
         self.dropout = ChannelDropout(0.5)
         self.score = nn.Conv2d(4096, dim, 1)
         self.score_pool4 = nn.Conv2d(512, dim, 1) if stride <= 16 else None
@@ -74,7 +72,7 @@ class FCN(SegmentationNet):
     def head(self, features: list[Tensor]) -> Tensor:
         """Score pool5 through fc6 and fc7, then add the scores of the finer maps on the way up."""
         *finer, pool5 = features
-        hidden = self.dropout(F.relu(_convolved(self.fc6, pool5)))
+        hidden = self.dropout(F.relu(self.fc6(pool5)))
         hidden = self.dropout(F.relu(self.fc7(hidden)))
         outputs: Tensor = self.score(hidden)
         skips = [layer for layer in (self.score_pool3, self.score_pool4) if layer is not None]
@@ -86,50 +84,6 @@ class FCN(SegmentationNet):
     def backbone_modules(self) -> list[nn.Module]:
         """Return VGG-16's convolutions."""
         return [self.trunk]
-
-
-def _convolved(layer: nn.Conv2d, maps: Tensor) -> Tensor:
-    """Convolve with the stride 1 and zeros around, (N, K, h, w) -> (N, L, h, w).
-
-    With fc6's many channels and few cells, on a processor, a product of matrices took half the time of
-    oneDNN's convolution in a step of training. Channels last, the weights are the matrix as they lie.
-    """
-    if maps.is_cuda or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        convolved: Tensor = layer(maps)
-        return convolved
-    pad_y, pad_x = (int(length) // 2 for length in layer.kernel_size)
-    rows = F.pad(maps.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x, pad_y, pad_y))
-    windows = rows.unfold(1, layer.kernel_size[0], 1).unfold(2, layer.kernel_size[1], 1)  # (N, h, w, K, 7, 7)
-    cells = windows.permute(0, 1, 2, 4, 5, 3).flatten(3)
-    if torch.is_autocast_enabled("cpu"):
-        cells = cells.to(torch.get_autocast_dtype("cpu"))
-    weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
-    outputs: Tensor = _Product.apply(cells.flatten(0, 2), weight)
-    outputs = outputs.view(*cells.shape[:3], -1) + layer.get_parameter("bias").to(outputs.dtype)
-    return outputs.permute(0, 3, 1, 2)
-
-
-class _Product(torch.autograd.Function):
-    """cells @ weight.T, (P, K), (L, K) -> (P, L), in the precision of the cells, a few rows of the weights at a time.
-
-    So no copy of all weights or of their gradient exists in that precision: 200 MB each for fc6.
-    """
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, cells: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(cells, weight)
-        return torch.cat([cells @ part.to(cells.dtype).T for part in torch.split(weight, ROWS)], dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        cells, weight = ctx.saved_tensors
-        of_cells, of_weight = torch.zeros_like(cells, dtype=torch.float32), torch.empty_like(weight)
-        for few, part, to_fill in zip(
-            torch.split(gradient, ROWS, dim=1), torch.split(weight, ROWS), torch.split(of_weight, ROWS), strict=True
-        ):
-            of_cells += few @ part.to(cells.dtype)
-            to_fill.copy_(few.T @ cells)
-        return of_cells.to(cells.dtype), of_weight
 
 
 def _normalised(maps: Tensor, channels: int) -> Tensor:
