@@ -23,6 +23,7 @@ from zsseg.dataset import read_image
 from zsseg.errors import SettingError, TrainingError
 from zsseg.images import decode_label_map
 from zsseg.inference import label_map, load_model, score_image
+from zsseg.progress import SILENT
 
 SEEN, OBJECTS, CLASSES = (0, 1, 3), (1, 3), 5
 METHODS = [name for name in get_args(CalibrationName) if name != "none"]
@@ -176,6 +177,43 @@ def test_false_shares_are_those_of_a_loop(shown: tuple[int, ...]) -> None:
     found = probe.false_shares(counts, pixels, unseen=(3, 4), background=(0,))
     np.testing.assert_allclose(found, expected)
     assert not shown or found[-1] > found[0] > 0
+
+
+@pytest.mark.parametrize("photos", [1, 4, 5])
+def test_a_class_in_few_photos_stops_no_calibration(photos: int) -> None:
+    """What an unseen class takes from a seen one counts from five photos with that class on, not in one."""
+    truth, best_seen = np.repeat(np.arange(4, dtype=np.uint8), 100), np.repeat(np.arange(4, dtype=np.uint8), 100)
+    gaps = np.where(truth == 3, 0.1, np.linspace(0.5, 1.0, 400))  # class 3 is lost at once, the others much later
+    edges = np.linspace(-1, 1, 41)
+    bins = np.searchsorted(edges, gaps).astype(np.int32)
+    counts = count_gaps(truth, best_seen, np.full(400, 4, np.uint8), bins, classes=5, size=42)
+    pixels = np.array([100, 100, 100, 100, 0])
+    tally = probe.Tally([counts], [edges], pixels, np.array([9, 9, 9, photos, 0]))
+    (found,) = tally.curves((0, 1, 2, 3), (4,))
+    choice = calibration.spend("stacking", found, np.zeros(41), max_seen_loss=0.02, max_false_share=None)
+    assert choice.parameter == pytest.approx(0.05 if photos == 5 else 0.45, abs=0.06)
+
+
+def test_rare_classes_count_where_nothing_else_is_left() -> None:
+    """With few photos every class is rare; then all count."""
+    assert probe.rare_classes(np.array([9, 9, 4, 0, 9]), (0, 1, 2, 3)) == [2, 3]
+    assert probe.rare_classes(np.array([9, 3, 4, 0, 9]), (0, 1, 2, 3)) == []
+    assert probe.rare_classes(np.array([2, 3, 4, 1, 9]), (0, 1, 2, 3)) == []
+
+
+def test_photos_of_a_class_are_counted_once_each(inputs: Path, tmp_path: Path) -> None:
+    """However many pixels show it."""
+    run(inputs, tmp_path / "a.h5", replace(FROZEN, epochs=1, calibration="none"))
+    model = load_model(tmp_path / "a.h5", device="cpu")
+    plain = calibration.none(len(model.names))
+    with open_artifact(inputs / "data.h5", "data") as data, open_artifact(inputs / "split.h5", "split") as split:
+        photos = split.array("train").tolist()
+        truths = [decode_label_map(data.bytes_at("label_maps", index), "truth") for index in photos]
+        void = model.unseen
+        tally = probe.count_scores(model, data, photos, [plain], rivals=void, void=void, progress=SILENT)
+    for index in range(len(model.names)):
+        shown = sum(index in truth for truth in truths)
+        assert tally.photos[index] == (0 if index in model.unseen else shown)
 
 
 def test_choice_without_a_pixel_of_a_hidden_class() -> None:

@@ -83,3 +83,26 @@ def test_the_rule_takes_the_best_that_costs_little(constants) -> None:
     best = constants.best_of([*equal, *costly, *worse])
     assert (best["max_seen_loss"], best["max_false_share"]) == (0.015, 0.5)
     assert best["harmonic"] == pytest.approx(0.3)
+
+
+def test_one_of_so_many_photos_is_trained_on(constants, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is scored on stays whole."""
+    monkeypatch.setattr("zero_shot.ASIDE", 3)
+    source = write_voc(tmp_path / "source", 12)
+    root = constants.without(source, tmp_path / "out", ("cow", "sheep"), apart=True, every=3)
+    parts = [(root / f"ImageSets/Segmentation/{part}.txt").read_text().split() for part in ("train", "val")]
+    assert parts == [constants.partition(source)[0][::3], constants.partition(source)[1]]
+
+
+def test_the_blind_choice_is_by_means(constants, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of each data set, and of both together."""
+    points = [
+        {"pair": "a,b", "trained on": name, "presence": acts, "harmonic": harmonic}
+        for name, both in (("voc-animals", (0.1, 0.4)), ("coco-voc20", (0.2, 0.1)))
+        for acts, harmonic in zip((False, True), both, strict=True)
+    ]
+    constants.print_summary("a,b", points, blind=True)
+    first, second, both = capsys.readouterr().out.splitlines()
+    assert first == "a,b, trained on voc-animals: without 0.100, with presence 0.400"
+    assert second == "a,b, trained on coco-voc20: without 0.200, with presence 0.100"
+    assert both == "a,b, trained on either: without 0.150, with presence 0.250"

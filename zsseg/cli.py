@@ -553,7 +553,10 @@ def train(
         ),
     ] = None,
     max_seen_loss: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Seen mIoU that the calibration may cost.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Seen mIoU that the calibration may cost, over classes in 5 photos or more."
+        ),
     ] = TrainConfig.max_seen_loss,
     max_false_share: Annotated[
         float | None,
@@ -561,7 +564,7 @@ def train(
             min=0.0,
             help="Seen pixels that it may give to an unseen class, of those of a mean seen class; 0.5 is a half. "
             "Goes with --calibrate-on seen.",
-            show_default="0.5 with presence and anchors, else any number",
+            show_default="0.5 with anchors, else any number",
         ),
     ] = TrainConfig.max_false_share,
     self_train: Annotated[

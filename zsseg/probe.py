@@ -39,7 +39,8 @@ from zsseg.progress import Progress
 
 PHOTOS = 200  # that the probe is scored on, at most; a fifth of the training photos where that is less
 BANK_PHOTOS, BANK_PIXELS = 200, 500  # pixels of each
-FALSE_SHARE = 0.5  # of a mean seen class, in pixels that an unseen one may win with presence and anchors
+FALSE_SHARE = 0.5  # of a mean seen class, in pixels that an unseen one may win with anchors
+LEAST_PHOTOS = 5  # of those scored show a seen class whose IoU counts in what a calibration costs
 COMMON = 0.02  # share of the training photos that an automatically chosen class is in, at least
 
 
@@ -285,18 +286,34 @@ class Tally:
         counts: For each calibration what `count_gaps` gives, int64 (4, C, B).
         edges: For each calibration the edges between the bins, float64 (B − 1,).
         pixels: True pixels of each class, int64 (C,).
+        photos: In how many photos each class is, int64 (C,).
     """
 
     counts: list[NDArray[np.int64]]
     edges: list[NDArray[np.float64]]
     pixels: NDArray[np.int64]
+    photos: NDArray[np.int64]
 
     def curves(self, seen: Sequence[int], rivals: Sequence[int]) -> list[Curve]:
-        """Return the curve of seen classes against others under each calibration."""
+        """Return the curve of seen classes against others under each calibration; rare seen ones do not count."""
+        rare = rare_classes(self.photos, seen)
         return [
-            seen_unseen_curve(counts, edges, self.pixels, seen=seen, unseen=rivals)
+            seen_unseen_curve(counts, edges, self.pixels, seen=seen, unseen=rivals, left_out=rare)
             for counts, edges in zip(self.counts, self.edges, strict=True)
         ]
+
+
+def rare_classes(photos: NDArray[np.int64], seen: Sequence[int]) -> list[int]:
+    """Return the seen classes in fewer than `LEAST_PHOTOS` photos; none where that would leave fewer than two.
+
+    The IoU of a class in one photo is that photo's: an unseen class that takes it over would cost a whole class.
+
+    Args:
+        photos: In how many photos each class is, int64 (C,).
+        seen: Ids of the seen classes.
+    """
+    rare = [index for index in seen if photos[index] < LEAST_PHOTOS]
+    return rare if len(seen) - len(rare) > 1 else []
 
 
 def count_scores(
@@ -324,18 +341,19 @@ def count_scores(
     vectors = np.zeros((1, 1), np.float32) if model.vectors is None else model.vectors.cpu().numpy()
     units = [1.0 if each.on_distances else gap_unit(vectors) for each in calibrations]
     counts = [np.zeros((4, classes, BINS), dtype=np.int64) for _ in calibrations]
-    pixels = np.zeros(classes, dtype=np.int64)
+    shown = np.zeros((2, classes), dtype=np.int64)  # pixels and photos
     own = distributed.share(photos)
     for index in progress.track(own, "choosing the calibration", len(own)):
         image = read_image(data, index)
         truth = training_labels(data, index, void, image.shape[:2])
         grid = score_image(model, image, max_side=PredictConfig.max_side)
-        pixels += np.bincount(truth[truth != VOID], minlength=classes)
+        pixels = np.bincount(truth[truth != VOID], minlength=classes)
+        shown += pixels, pixels > 0
         for each, unit, total in zip(calibrations, units, counts, strict=True):
             found = contest(grid, each, model.seen, rivals)
             total += count_gaps(truth, found.seen, found.unseen, gap_bins(found.gap, unit), classes=classes)
-    counts, pixels = [distributed.sum_counts(each) for each in counts], distributed.sum_counts(pixels)
-    return Tally(counts, [gap_edges(unit) for unit in units], pixels)
+    counts, shown = [distributed.sum_counts(each) for each in counts], distributed.sum_counts(shown)
+    return Tally(counts, [gap_edges(unit) for unit in units], shown[0], shown[1])
 
 
 def _named(names: Sequence[str], unseen: Sequence[int], wanted: Sequence[str]) -> list[int]:

@@ -218,7 +218,7 @@ def _plan(
             f"--calibrate-on seen: chooses how much is taken off the seen scores, and {wanted} takes off nothing; "
             "use --calibrate-on val-classes"
         )
-    bounded = config.presence and config.anchors != "none" and config.max_false_share is None
+    bounded = config.anchors != "none" and config.max_false_share is None
     return replace(config, max_false_share=probe.FALSE_SHARE) if bounded else config, None
 
 
