@@ -133,7 +133,7 @@ class TrainConfig:
     val_classes: tuple[str, ...] = ()  # seen classes hidden for that; empty: chosen automatically
     max_seen_loss: float = 0.03  # seen mIoU that the calibration may cost
     max_false_share: float | None = None  # seen pixels that it may give to an unseen class, of those of a mean seen
-    # class; None: 0.5 with presence and anchors, else any number
+    # class; None: 0.5 with anchors, else any number
     self_train: SelfTrain = "none"  # where pseudo-labels of unseen classes may be put; transductive
     rounds: int = 1  # of self-training
     gate: bool | None = None  # a plainer embedding that decides between seen and unseen; None: where the model has one
