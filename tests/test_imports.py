@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("task", "gallery"),
     ("probe", "selftrain", "open_vocabulary", "export", "info"),
     ("batches", "inference", "folders", "voc"),
-    ("calibration", "features"),
+    ("calibration", "features", "optimizer"),
     ("dataset", "sources", "pictures", "slices", "studies", "curve", "difficulty", "recipe"),
     ("models", "losses", "metrics", "sample", "downloads", "kinship", "matlab", "charts"),
     ("words",),
