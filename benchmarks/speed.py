@@ -46,7 +46,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from zsseg import bilinear, losses
 from zsseg.artifacts import create, open_artifact
@@ -243,9 +242,9 @@ def our_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
         height, width = (length * net.stride // LABEL_STRIDE for length in grid.shape[2:])
         padded = F.pad(sampled, (0, width - sampled.shape[2], 0, height - sampled.shape[1]), value=255)
         loss = losses.mse(grid, padded, vectors, seen)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
         return float(loss.detach())
 
     def forward() -> list[int]:
@@ -500,7 +499,7 @@ def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
         height, width = (length * net.stride // LABEL_STRIDE for length in grid.shape[2:])
         padded = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=255)
         loss = losses.mse(grid.float(), padded, vectors, seen)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
@@ -509,6 +508,8 @@ def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
 
 def gpu_rows() -> list[dict[str, Any]]:
     """Return images per second, share of the bfloat16 peak and memory of training; microseconds of label maps."""
+    from torch.utils.flop_counter import FlopCounterMode  # 70 MB, which the rows of the peers shall not count
+
     from zsseg.inference import nearest_classes
 
     square = torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE)

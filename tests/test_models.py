@@ -34,6 +34,7 @@ from zsseg.models import (
 from zsseg.models import weights as weights_module
 from zsseg.models.fcn import VGG16, _trunk
 from zsseg.models.hourglass import Hourglass
+from zsseg.models.pooling import PooledReLU
 from zsseg.models.pretraining import seen_by
 
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
@@ -644,6 +645,21 @@ def trunk() -> dict[str, Tensor]:
         tensors[f"features.{index}.bias"] = torch.randn(int(item), generator=rng)
         channels, index = int(item), index + 2
     return tensors
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(6, 8), (7, 9)])
+def test_pooling_with_relu(layout: torch.memory_format, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    """The values and gradients of ReLU and torch's max pooling, to the bit; many cells are equal, or below 0."""
+    maps = torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(0)).mul(2).round()
+    maps = maps.to(dtype).to(memory_format=layout).requires_grad_()
+    pooled, expected = PooledReLU()(maps), F.max_pool2d(F.relu(maps), 2)
+    assert torch.equal(pooled, expected)
+    towards = torch.randn(expected.shape).to(dtype)
+    found, true = (torch.autograd.grad(each, maps, towards)[0] for each in (pooled, expected))
+    assert torch.equal(found, true)
+    assert true.count_nonzero() > 0
 
 
 def test_the_trunk_has_torchvisions_names(trunk: dict[str, Tensor]) -> None:

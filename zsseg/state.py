@@ -26,7 +26,7 @@ class State:
 
     net: SegmentationNet
     log_scale: nn.Parameter  # log(1 / temperature); learned where the loss has one
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     pretrained: dict[str, str]
     losses: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -103,7 +103,7 @@ def state_of(task: Task, net: SegmentationNet, pretrained: dict[str, str]) -> St
     return State(net, log_scale, _optimizer(net, log_scale, task), pretrained)
 
 
-def _optimizer(net: SegmentationNet, log_scale: nn.Parameter, task: Task) -> torch.optim.Optimizer:
+def _optimizer(net: SegmentationNet, log_scale: nn.Parameter, task: Task) -> AdamW:
     """AdamW: its steps do not scale with the loss, so one learning rate serves every loss and dimension."""
     trained = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
     fresh = [parameter for name, parameter in trained if name.startswith(net.fresh) and not name.startswith("gate.")]

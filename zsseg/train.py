@@ -421,11 +421,11 @@ def _step(
             f"the loss is {value} at step {state.step + 1} of {task.total_steps} with a learning rate of {rate:.2g}; "
             f"try --lr {task.lr / 10:.1g}" + (" or --precision float32" if task.precision == "bfloat16" else "")
         )
-    state.optimizer.zero_grad(set_to_none=True)
     total = loss if branches is None else loss + gate_loss(task, branches, labels)
     total.backward()  # type: ignore[no-untyped-call]
     distributed.sum_gradients(parameter for _, parameter in state.parameters())
     state.optimizer.step()
+    state.optimizer.zero_grad()  # before the next forward pass needs the memory
     state.log_scale.data.clamp_(*losses.LOG_SCALE_RANGE)
     state.losses.append(value)
     state.rates.append(rate)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg.models.net import BatchDropout, SegmentationNet
+from zsseg.models.pooling import PooledReLU
 from zsseg.models.wide import WideConv2d
 
 # Output channels of VGG-16's convolutions, "M" = max pooling (Simonyan and Zisserman, ICLR 2015, configuration D).
@@ -96,7 +97,7 @@ def _trunk() -> nn.Sequential:
     channels = 3
     for item in VGG16:
         if item == "M":
-            layers.append(nn.MaxPool2d(2))
+            layers[-1:] = [nn.Identity(), PooledReLU()]  # in the places of ReLU and pooling, so that names stay
         else:
             layers += [nn.Conv2d(channels, int(item), 3, padding=1), nn.ReLU(inplace=True)]
             channels = int(item)

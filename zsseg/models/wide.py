@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-ROWS, MANY_ROWS = 256, 1024  # of the weights that are multiplied at a time; many where the products are added up
+ROWS, MANY_ROWS = 256, 512  # of the weights that are multiplied at a time; many where the products are added up
 
 Products = list[tuple[Tensor, Tensor]]
 
@@ -42,7 +42,7 @@ class WideConv2d(nn.Conv2d):
         return outputs.permute(0, 3, 1, 2)
 
 
-def _as_matrix(kernels: Tensor) -> Tensor:
+def as_matrix(kernels: Tensor) -> Tensor:
     """Return kernels, (L, K, y, x), as the matrix that windows are multiplied with, (L, y · x · K)."""
     return kernels.permute(0, 2, 3, 1).flatten(1)
 
@@ -57,7 +57,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, cells: Tensor, kernels: Tensor, products: Products | None) -> Tensor:
         ctx.save_for_backward(cells, kernels)
         ctx.products = products
-        return torch.cat([cells @ part.to(cells.dtype).T for part in torch.split(_as_matrix(kernels), ROWS)], dim=1)
+        return torch.cat([cells @ part.to(cells.dtype).T for part in torch.split(as_matrix(kernels), ROWS)], dim=1)
 
     @staticmethod
     @once_differentiable
@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
         of_cells = of_kernels = None
         if ctx.needs_input_grad[0]:
             of_cells = torch.zeros_like(cells, dtype=torch.float32)
-            parts = torch.split(_as_matrix(kernels), MANY_ROWS)
+            parts = torch.split(as_matrix(kernels), MANY_ROWS)
             for few, part in zip(torch.split(gradient, MANY_ROWS, dim=1), parts, strict=True):
                 of_cells += few @ part.to(cells.dtype)
             of_cells = of_cells.to(cells.dtype)
