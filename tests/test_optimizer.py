@@ -162,7 +162,7 @@ def test_cells_without_a_gradient_change_nothing_but_by_decay() -> None:
 
 
 def test_it_does_not_load_the_compiler() -> None:
-    """Torch's own optimizers import it, which takes a second and 150 MB of every training."""
+    """Torch's own optimizers import it, which takes a second and 150 MB."""
     script = (
         "import sys, torch; from zsseg.optimizer import AdamW; net = torch.nn.Linear(2, 2)\n"
         "optimizer = AdamW(net, [{'params': list(net.parameters())}], lr=0.1)\n"
