@@ -499,9 +499,9 @@ def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
         height, width = (length * net.stride // LABEL_STRIDE for length in grid.shape[2:])
         padded = F.pad(labels, (0, width - labels.shape[2], 0, height - labels.shape[1]), value=255)
         loss = losses.mse(grid.float(), padded, vectors, seen)
-        optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

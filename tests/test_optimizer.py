@@ -161,6 +161,36 @@ def test_cells_without_a_gradient_change_nothing_but_by_decay() -> None:
     torch.testing.assert_close(net[0].weight, before * (1 - RATE * 0.01))  # type: ignore[index]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_cells_that_cancel_out_do_not_blow_up(seed: int) -> None:
+    """Nearly equal cells of opposite gradients leave next to nothing of large sums; bfloat16 says below 0 of it."""
+    net = small_net()
+    optimizer = AdamW(net, [{"params": list(net.parameters())}], lr=RATE, weight_decay=0.0)
+    wide = net[0]  # type: ignore[index]
+    before = wide.weight.detach().clone()
+    drawn = torch.Generator().manual_seed(seed)
+    right = (10 + 0.1 * torch.randn(192, 72, generator=drawn)).bfloat16()
+    left = torch.randn(192, 600, generator=drawn)
+    left[:, :300] -= left[:, :300].mean(dim=0)
+    wide.products.append((left.bfloat16(), right))
+    optimizer.step()
+    state = optimizer.state[wide.weight]
+    assert (state["row_var"] > 0).all()
+    assert (state["col_var"] > 0).all()
+    moved = (wide.weight - before)[300:].square().mean().sqrt()  # cells of these add up
+    assert 0.3 * RATE < moved < 1.5 * RATE
+    assert torch.isfinite(wide.weight).all()
+
+
+def test_a_weight_that_does_not_lie_as_a_matrix_is_refused() -> None:
+    """It would be a copy that is stepped on, and nothing would be learned."""
+    net = nn.Sequential(WideConv2d(8, 6, 3, padding=1))
+    optimizer = AdamW(net, [{"params": list(net.parameters())}], lr=RATE)
+    net(images_of(0)).sum().backward()
+    with pytest.raises(RuntimeError, match="view"):
+        optimizer.step()
+
+
 def test_it_does_not_load_the_compiler() -> None:
     """Torch's own optimizers import it, which takes a second and 150 MB."""
     script = (

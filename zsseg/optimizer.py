@@ -1,4 +1,4 @@
-"""The optimizer: AdamW, but Adafactor for wide layers, which makes their gradient a few rows at a time.
+"""The optimizer: AdamW, but Adafactor for wide layers, whose gradient is never made.
 
 Of FCN's 134 million weights fc6 and fc7 hold 120. AdamW's two moments of them are 960 MB, their gradient is another
 480, and all of it passes through memory in every step. Adafactor (Shazeer and Stern, ICML 2018) keeps mean squares of a
@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from zsseg import distributed
-from zsseg.models.wide import Products, WideConv2d, as_matrix
+from zsseg.models.wide import ROWS, Products, WideConv2d, as_matrix
 
-ROWS = 256  # of a matrix that are stepped on at a time
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
 TINY = 1e-30  # ε₁ of Adafactor
 BETA_POWER = -0.8  # ĉ of Adafactor: β₂ = 1 - t^ĉ
@@ -97,20 +96,18 @@ class AdamW:
     def _step_by_products(self, parameter: Tensor, products: Products, group: dict[str, Any]) -> None:
         """Step by the gradient left.T @ right, (P, L), (P, K): means of its squares follow from matrices of P × P."""
         left, right = (torch.cat(each) for each in zip(*products, strict=True))
-        of_rows = (left * ((right @ right.T) @ left)).sum(dim=0, dtype=torch.float32) / right.shape[1]
-        of_columns = (right * ((left @ left.T) @ right)).sum(dim=0, dtype=torch.float32) / left.shape[1]
-        row_factors, column_factors = self._factors(parameter, of_rows, of_columns)
+        row_factors, column_factors = self._factors(parameter, _mean_squares(left, right), _mean_squares(right, left))
         left, right = (left * row_factors).to(left.dtype), (right * column_factors).to(right.dtype)
         squares = ((left @ left.T).float() * (right @ right.T)).sum() / parameter.numel()  # the mean of U's
-        left *= -group["lr"] / squares.sqrt().clamp(min=1)
-        matrix, kept = as_matrix(parameter), 1 - group["lr"] * group["weight_decay"]
+        left *= -group["lr"] / squares.clamp(min=1).sqrt()  # rounded, it may be below 0
+        matrix, kept = _matrix_of(parameter), 1 - group["lr"] * group["weight_decay"]
         for weights, few in zip(torch.split(matrix, ROWS), torch.split(left, ROWS, dim=1), strict=True):
             torch.add(few.T @ right, weights, alpha=kept, out=weights)
 
     def _step_by_gradient(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Step by a gradient that was made: on a GPU, and where several processes add theirs up."""
         assert parameter.grad is not None
-        matrix, gradient = as_matrix(parameter), as_matrix(parameter.grad)
+        matrix, gradient = _matrix_of(parameter), as_matrix(parameter.grad)
         parts = torch.split(gradient, ROWS)
         of_rows = torch.cat([part.square().mean(dim=1) for part in parts])
         of_columns = torch.stack([part.square().sum(dim=0) for part in parts]).sum(dim=0) / len(gradient)
@@ -130,7 +127,24 @@ class AdamW:
         state = self.state[parameter]
         state["step"] += 1
         weight = float(state["step"]) ** BETA_POWER
-        state["row_var"].lerp_(of_rows.clamp(min=0), weight)
-        state["col_var"].lerp_(of_columns.clamp(min=0), weight)
+        state["row_var"].lerp_(of_rows, weight)
+        state["col_var"].lerp_(of_columns, weight)
         rows, columns = state["row_var"].clamp(min=TINY), state["col_var"].clamp(min=TINY)
         return (rows.mean() / rows).sqrt(), columns.rsqrt()
+
+
+def _mean_squares(factor: Tensor, other: Tensor) -> Tensor:
+    """Return the mean square of each row of factor.T @ other, (P, L), (P, K) -> float32 (L).
+
+    Where cells cancel each other out, what is left may be rounding, and below 0. No row has less than rounding makes of
+    what its cells have each for itself: divided by a root of nearly nothing, it would outweigh all others.
+    """
+    gram = other @ other.T
+    squares = (factor * (gram @ factor)).sum(dim=0, dtype=torch.float32)
+    apart = (factor.square() * gram.diagonal()[:, None]).sum(dim=0, dtype=torch.float32)
+    return torch.maximum(squares, apart * torch.finfo(factor.dtype).eps) / other.shape[1]
+
+
+def _matrix_of(parameter: Tensor) -> Tensor:
+    """Return a wide weight as the matrix that it is; RuntimeError where it is not channels last, and that is a copy."""
+    return parameter.permute(0, 2, 3, 1).view(len(parameter), -1)
