@@ -18,6 +18,7 @@ from zsseg.config import ModelName
 from zsseg.export import export_onnx
 from zsseg.inference import as_rgb, load_model
 from zsseg.models import FCN, build
+from zsseg.models.wide import WideConv2d
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -49,7 +50,7 @@ def test_other_networks(name: ModelName, trained: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = build(name, dim).eval()
     if isinstance(net, FCN):  # a thousandth of its weights will do
-        net.fc6, net.fc7, net.score = nn.Conv2d(512, 16, 7, padding=3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, dim, 1)
+        net.fc6, net.fc7, net.score = WideConv2d(512, 16, 7, padding=3), WideConv2d(16, 16, 1), nn.Conv2d(16, dim, 1)
     for parameter in net.parameters():
         if not parameter.any():  # last layers start from 0, where all scores would be alike
             torch.nn.init.normal_(parameter, std=0.02)

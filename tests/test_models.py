@@ -36,6 +36,7 @@ from zsseg.models.fcn import VGG16, _trunk
 from zsseg.models.hourglass import Hourglass
 from zsseg.models.pooling import PooledReLU
 from zsseg.models.pretraining import seen_by
+from zsseg.models.wide import WideConv2d
 
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
 SIZES = [(1, 1), (33, 65), (64, 97)]
@@ -65,7 +66,7 @@ def small(model: ModelName, *, seed: int = 0, **options: Any) -> SegmentationNet
                 net = build(model, DIM)
             assert isinstance(net, FCN)
             net.trunk = _trunk()
-            net.fc6, net.fc7 = torch.nn.Conv2d(512, 16, 7, padding=3), torch.nn.Conv2d(16, 16, 1)
+            net.fc6, net.fc7 = WideConv2d(512, 16, 7, padding=3), WideConv2d(16, 16, 1)
             net.score = torch.nn.Conv2d(16, DIM, 1)
             if net.score_pool4 is not None:
                 net.score_pool4 = torch.nn.Conv2d(512, DIM, 1)
@@ -645,6 +646,27 @@ def trunk() -> dict[str, Tensor]:
         tensors[f"features.{index}.bias"] = torch.randn(int(item), generator=rng)
         channels, index = int(item), index + 2
     return tensors
+
+
+@pytest.mark.parametrize("photos", [1, 3])
+def test_what_fcn_drops_is_what_torch_drops(photos: int) -> None:
+    """In training the head is that with `Dropout2d` behind fc6 and fc7, and in evaluation that without."""
+    torch.manual_seed(0)
+    net = FCN(32, DIM)
+    net.fc6, net.fc7, net.score = WideConv2d(512, 40, 7, padding=3), WideConv2d(40, 50, 1), torch.nn.Conv2d(50, DIM, 1)
+    pool5 = torch.randn(photos, 512, 4, 5)
+    for training in (True, False):
+        net.train(training)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            found = net.head([pool5])
+        torch.manual_seed(1)
+        hidden = pool5
+        for layer in (net.fc6, net.fc7):
+            convolved = F.conv2d(hidden, layer.weight, layer.bias, padding=layer.padding)  # type: ignore[arg-type]
+            hidden = F.dropout2d(F.relu(convolved), 0.5, training)
+        assert ((hidden == 0).all(dim=(2, 3)).float().mean() > 0.3) == training
+        torch.testing.assert_close(found, net.score(hidden), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

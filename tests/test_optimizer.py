@@ -20,11 +20,26 @@ from zsseg.optimizer import AdamW
 RATE = 0.01
 
 
-def small_net() -> nn.Module:
-    """Return a net with two wide layers, the first of more rows than are stepped on at a time."""
+class SmallNet(nn.Sequential):
+    """Two wide layers, the first of more rows than are stepped on at a time, and of channels that may be dropped."""
+
+    mask: Tensor | None = None
+
+    def __init__(self) -> None:
+        layers = WideConv2d(8, 600, 3, padding=1), nn.ReLU(), nn.Conv2d(600, 7, 1), WideConv2d(7, 5, 1)
+        super().__init__(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Apply the mask to the first layer, then the others."""
+        wide, *others = self
+        outputs: Tensor = nn.Sequential(*others)(wide(images, self.mask))
+        return outputs
+
+
+def small_net() -> SmallNet:
+    """Return always the same net."""
     torch.manual_seed(0)
-    layers = nn.Sequential(WideConv2d(8, 600, 3, padding=1), nn.ReLU(), nn.Conv2d(600, 7, 1), WideConv2d(7, 5, 1))
-    return layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return SmallNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def backward(net: nn.Module, images: Tensor, *, bfloat16: bool) -> None:
@@ -49,7 +64,7 @@ class Torch:
         others = [each for each in net.parameters() if all(each is not wide for wide in self.wide)]
         self.optimizers = (
             torch.optim.AdamW(others, lr=RATE, weight_decay=0.01, fused=True),
-            torch.optim.Adafactor(self.matrices, lr=RATE, weight_decay=0.01, eps=(1e-30, 1.0)),
+            torch.optim.Adafactor(self.matrices, lr=RATE, weight_decay=0.01, eps=(1e-18, 1.0)),  # it squares the first
         )
 
     def step(self) -> None:
@@ -64,12 +79,14 @@ class Torch:
         self.net.zero_grad()
 
 
-def steps(*, bfloat16: bool, passes: int) -> Iterator[tuple[nn.Module, AdamW, Torch]]:
+def steps(*, bfloat16: bool, passes: int, dropped: float = 0.0) -> Iterator[tuple[nn.Module, AdamW, Torch]]:
     """Train two equal nets with both, and show them after every step."""
     ours, plain = small_net(), small_net()
     optimizer, reference = AdamW(ours, [{"params": list(ours.parameters())}], lr=RATE), Torch(plain)
     for step in range(5):
         for part in range(passes):
+            if dropped:
+                ours.mask = plain.mask = 2.0 * (torch.rand(2, 600, 1, 1) >= dropped)
             backward(ours, images_of(10 * step + part), bfloat16=bfloat16)
             backward(plain, images_of(10 * step + part), bfloat16=bfloat16)
         yield ours, optimizer, reference
@@ -79,13 +96,16 @@ def steps(*, bfloat16: bool, passes: int) -> Iterator[tuple[nn.Module, AdamW, To
     yield ours, optimizer, reference
 
 
+@pytest.mark.parametrize("dropped", [0.0, 0.7])
 @pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("by_gradient", [False, True])
-def test_steps_are_those_of_torch(by_gradient: bool, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether a wide weight has products or a gradient, and also where those of several passes add up."""
+def test_steps_are_those_of_torch(
+    by_gradient: bool, passes: int, dropped: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a wide weight has products or a gradient, of some channels or all, also where several passes add up."""
     monkeypatch.setattr(distributed, "world", lambda: 2 if by_gradient else 1)
     start = [each.detach().clone() for each in small_net().parameters()]
-    for net, _, reference in steps(bfloat16=False, passes=passes):
+    for net, _, reference in steps(bfloat16=False, passes=passes, dropped=dropped):
         for own, true in zip(net.parameters(), reference.net.parameters(), strict=True):
             torch.testing.assert_close(own, true, rtol=1e-5, atol=1e-6)
     moved = [(own - before).abs().mean() for own, before in zip(net.parameters(), start, strict=True)]
@@ -228,6 +248,22 @@ def test_wide_layers_convolve(kernel: int, layout: torch.memory_format) -> None:
     found = torch.autograd.grad(outputs, [maps, *layer.parameters()], towards)
     for own, true in zip(found, torch.autograd.grad(expected, [maps, *layer.parameters()], towards), strict=True):
         torch.testing.assert_close(own, true, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_wide_layers_with_dropped_channels(share: float, bfloat16: bool) -> None:
+    """A mask gives the outputs and gradients of a product with it, whatever share of the channels it keeps."""
+    torch.manual_seed(0)
+    layer = WideConv2d(5, 300, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    maps, mask = torch.randn(2, 5, 6, 9, requires_grad=True), 2.0 * (torch.rand(2, 300, 1, 1) < share)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        pairs = layer(maps, mask), layer(maps) * mask
+    towards = torch.randn_like(pairs[0])
+    found, true = ([each, *torch.autograd.grad(each, [maps, *layer.parameters()], towards)] for each in pairs)
+    for own, expected in zip(found, true, strict=True):
+        torch.testing.assert_close(own, expected, rtol=0.02 if bfloat16 else 1e-5, atol=0.02 if bfloat16 else 1e-4)
+    assert bool(found[0].any()) == bool(share)
 
 
 def test_fcn_hands_its_wide_gradients_over() -> None:

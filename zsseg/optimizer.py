@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from zsseg import distributed
-from zsseg.models.wide import ROWS, Products, WideConv2d, as_matrix
+from zsseg.models.wide import ROWS, Products, WideConv2d, as_matrix, rows_used
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
 TINY = 1e-30  # ε₁ of Adafactor
@@ -32,7 +32,8 @@ class AdamW:
 
         U = G / sqrt(R C^T / mean(R)),   W <- (1 - lr · weight_decay) W - lr U / max(1, rms(U)).
 
-    That is algorithm 4 of Adafactor without its relative step size, and `torch.optim.Adafactor(eps=(1e-30, 1))`.
+    That is algorithm 4 of Adafactor without its relative step size, and `torch.optim.Adafactor(eps=(1e-30, 1))`, which
+    makes NaN of a row that never had a gradient, as of a channel that was dropped; here such a row stays.
 
     Args:
         net: Its wide layers hand over their gradients as products, on a processor and in one process.
@@ -100,9 +101,10 @@ class AdamW:
         left, right = (left * row_factors).to(left.dtype), (right * column_factors).to(right.dtype)
         squares = ((left @ left.T).float() * (right @ right.T)).sum() / parameter.numel()  # the mean of U's
         left *= -group["lr"] / squares.clamp(min=1).sqrt()  # rounded, it may be below 0
-        matrix, kept = _matrix_of(parameter), 1 - group["lr"] * group["weight_decay"]
-        for weights, few in zip(torch.split(matrix, ROWS), torch.split(left, ROWS, dim=1), strict=True):
-            torch.add(few.T @ right, weights, alpha=kept, out=weights)
+        matrix = _matrix_of(parameter)
+        matrix *= 1 - group["lr"] * group["weight_decay"]
+        for rows in torch.split(rows_used(left), ROWS):
+            matrix.index_add_(0, rows, (left[:, rows].T @ right).to(matrix.dtype))
 
     def _step_by_gradient(self, parameter: Tensor, group: dict[str, Any]) -> None:
         """Step by a gradient that was made: on a GPU, and where several processes add theirs up."""

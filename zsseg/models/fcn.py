@@ -27,12 +27,21 @@ POOL3, POOL4 = 17, 24  # index in `trunk` just after the third and the fourth po
 class ChannelDropout(nn.Dropout2d, BatchDropout):
     """Dropout of whole channels, also of a part of a batch."""
 
+    def mask(self, maps: Tensor, channels: int) -> Tensor | None:
+        """Draw what outputs (N, channels, h, w) for maps (N, ...) are multiplied with, (N, channels, 1, 1).
+
+        Returns:
+            0 or 1 / (1 - p), None unless training.
+        """
+        if not self.training:
+            return None
+        mask = super().forward(maps.new_ones(len(maps) if self.part is None else self.part.whole, channels, 1, 1))
+        return mask if self.part is None else mask[self.part.rows]
+
     def forward(self, maps: Tensor) -> Tensor:
         """Drop channels of (N, K, h, w) while training."""
-        if self.part is None or not self.training:
-            return super().forward(maps)
-        mask = super().forward(maps.new_ones(self.part.whole, maps.shape[1], 1, 1))
-        return maps * mask[self.part.rows]
+        mask = self.mask(maps, maps.shape[1])
+        return maps if mask is None else maps * mask
 
 
 class FCN(SegmentationNet):
@@ -73,8 +82,8 @@ class FCN(SegmentationNet):
     def head(self, features: list[Tensor]) -> Tensor:
         """Score pool5 through fc6 and fc7, then add the scores of the finer maps on the way up."""
         *finer, pool5 = features
-        hidden = self.dropout(F.relu(self.fc6(pool5)))
-        hidden = self.dropout(F.relu(self.fc7(hidden)))
+        hidden = F.relu(self.fc6(pool5, self.dropout.mask(pool5, self.fc6.out_channels)))
+        hidden = F.relu(self.fc7(hidden, self.dropout.mask(hidden, self.fc7.out_channels)))
         outputs: Tensor = self.score(hidden)
         skips = [layer for layer in (self.score_pool3, self.score_pool4) if layer is not None]
         for layer, pool in zip(reversed(skips), reversed(finer), strict=True):
