@@ -40,6 +40,7 @@ from zsseg.curve import (
     read_curve,
 )
 from zsseg.errors import DataError, SettingError
+from zsseg.hardware import keep_freed_memory
 from zsseg.images import UInt8, decode_image, decode_label_map, resize_image, resize_label_map
 from zsseg.inference import Model, ScoreGrid, chosen_calibration, contest, label_map, load_model, score_image
 from zsseg.metrics import Scores, confusion, score
@@ -155,6 +156,7 @@ def evaluate(
         SettingError: The protocol needs a class named background, and there is none.
     """
     check_output(out, force=force)
+    keep_freed_memory()
     loaded = load_model(model, device=config.device, precision=config.precision)
     rules = _rules(loaded, config)
     with open_artifact(data, "data") as images, distributed.output(out) as to, claim(to, force=force):

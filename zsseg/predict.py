@@ -27,6 +27,7 @@ from zsseg.calibration import Calibration
 from zsseg.classes import BACKGROUND, VOID
 from zsseg.config import PredictConfig
 from zsseg.errors import ArtifactError, DataError, SettingError
+from zsseg.hardware import keep_freed_memory
 from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map, encode_png
 from zsseg.inference import Model, Prediction, ScoreGrid, chosen_calibration, load_model, predict_grid, score_image
 from zsseg.open_vocabulary import Region, new_words, read_regions, with_words
@@ -124,6 +125,7 @@ def predict(
         SettingError: A word is unknown, or vectors that the model's recipe names are not there.
     """
     check_output(out, force=force)
+    keep_freed_memory()
     with ExitStack() as opened:
         photos = _named(photo for path in images for photo in _expand(path, opened))
         if not photos:
