@@ -60,9 +60,9 @@ def keep_freed_memory() -> None:
     """Let the process keep memory that it frees, for its next tensor, until it ends.
 
     By default glibc hands every block of some megabytes back to the system, which clears it page by page before the
-    next tensor may use it: a tenth of a training step (docs/performance.md). Blocks of 32 MB and more still go back:
-    FCN's gradients of 400 MB, kept, would leave gaps that nothing fits in, one more each step. Elsewhere nothing is
-    done.
+    next tensor may use it: a tenth of a training step, a quarter of scoring a photo (docs/performance.md).
+    Blocks of 32 MB and more still go back: FCN's gradients of 400 MB, kept, would leave gaps that nothing fits in, one
+    more each step. Elsewhere nothing is done.
     """
     if sys.platform != "linux":
         return

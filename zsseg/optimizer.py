@@ -33,7 +33,8 @@ class AdamW:
         U = G / sqrt(R C^T / mean(R)),   W <- (1 - lr · weight_decay) W - lr U / max(1, rms(U)).
 
     That is algorithm 4 of Adafactor without its relative step size, and `torch.optim.Adafactor(eps=(1e-30, 1))`, which
-    makes NaN of a row that never had a gradient, as of a channel that was dropped; here such a row stays.
+    makes NaN of a row that never had a gradient, as of a channel that was dropped; here such a row
+    only decays.
 
     Args:
         net: Its wide layers hand over their gradients as products, on a processor and in one process.
