@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_train import FROZEN, run, workspace
 from tiny import NAMES, zsseg
 
 from zsseg.artifacts import Artifact, open_artifact
-from zsseg.evaluate import PROTOCOLS, on_grid
+from zsseg.config import EvalConfig
+from zsseg.evaluate import PROTOCOLS, evaluate, on_grid
 from zsseg.inference import load_model
 from zsseg.metrics import iou
 
@@ -123,6 +125,20 @@ def test_curve_of_the_artifact_is_that_of_eval_with_a_bias(space: Path, tmp_path
     assert (
         "oracle (chosen on the test photos)" in zsseg("eval", "--workspace", space, "--out", tmp_path / "t.h5").stdout
     )
+
+
+def test_photos_scored_side_by_side_give_what_they_give_one_by_one(space: Path, tmp_path: Path) -> None:
+    """Threads change no count."""
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            evaluate(space / "model.h5", space / "data.h5", tmp_path / f"{threads}.h5", EvalConfig(device="cpu"))
+    finally:
+        torch.set_num_threads(before)
+    with open_artifact(tmp_path / "1.h5", "scores") as one, open_artifact(tmp_path / "2.h5", "scores") as two:
+        for name in ("confusion", "confusion_vanilla", "images_per_class", "gap_counts"):
+            np.testing.assert_array_equal(one.array(name), two.array(name))
 
 
 def test_without_unseen_classes_there_is_no_curve(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """`zsseg eval`: run a model over labelled photos and write the confusion matrices to scores.h5.
 
-Two matrices come from one pass, one photo in memory at a time: generalized, where all classes compete on every
+Two matrices come from one pass, a few photos in memory at a time: generalized, where all classes compete on every
 pixel, with the model's calibration; and vanilla, where only unseen classes compete on unseen pixels and only seen ones
 on seen pixels. Every score derives from them. The same pass fills the histograms of the seen–unseen curve (`curve`).
 
@@ -17,6 +17,7 @@ Protocols, by which published scores differ:
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ from zsseg.images import UInt8, decode_image, decode_label_map, resize_image, re
 from zsseg.inference import Model, ScoreGrid, chosen_calibration, contest, label_map, load_model, score_image
 from zsseg.metrics import Scores, confusion, score
 from zsseg.progress import SILENT, Progress
+from zsseg.threads import side_by_side
 
 SHORT_SIDE = 312  # pixels, zs3
 WARPED_SIDE = 513  # pixels, spnet
@@ -108,6 +110,14 @@ class Counts:
     images_per_class: NDArray[np.int64]
     gaps: NDArray[np.int64]
     images: int = 0
+
+    def add(self, other: Counts) -> None:
+        """Add the sums over other photos."""
+        self.generalized += other.generalized
+        self.vanilla += other.vanilla
+        self.images_per_class += other.images_per_class
+        self.gaps += other.gaps
+        self.images += other.images
 
 
 @dataclass(frozen=True)
@@ -289,25 +299,35 @@ def _rules(model: Model, config: EvalConfig) -> Rules:
 
 
 def _count(model: Model, rules: Rules, images: Artifact, chosen: list[int], progress: Progress) -> Counts:
-    classes = len(model.names)
-    counts = Counts(
+    ids = images.strings("ids")
+
+    def count(index: int) -> Counts | None:
+        encoded = images.bytes_at("label_maps", index)
+        if not encoded:
+            return None
+        image = decode_image(images.bytes_at("images", index), f"photo {ids[index]}")
+        image, truth = on_grid(image, decode_label_map(encoded, f"label map of {ids[index]}"), rules.protocol)
+        if rules.background is not None:
+            truth = np.where(truth == rules.background, np.uint8(VOID), truth)
+        side = rules.max_side if rules.protocol == "native" else max(truth.shape)
+        return _count_image(model, rules, score_image(model, image, max_side=side), truth)
+
+    total = _no_counts(len(model.names))
+    own = distributed.share(chosen)
+    with closing(side_by_side(own, count, model.device)) as counted:
+        for counts in progress.track(counted, "scoring", len(own)):
+            if counts is not None:
+                total.add(counts)
+    return _over_all_ranks(total)
+
+
+def _no_counts(classes: int) -> Counts:
+    return Counts(
         np.zeros((classes, classes), dtype=np.int64),
         np.zeros((classes, classes), dtype=np.int64),
         np.zeros(classes, dtype=np.int64),
         np.zeros((4, classes, BINS), dtype=np.int64),
     )
-    ids = images.strings("ids")
-    own = distributed.share(chosen)
-    for index in progress.track(own, "scoring", len(own)):
-        encoded = images.bytes_at("label_maps", index)
-        if encoded:
-            image = decode_image(images.bytes_at("images", index), f"photo {ids[index]}")
-            image, truth = on_grid(image, decode_label_map(encoded, f"label map of {ids[index]}"), rules.protocol)
-            if rules.background is not None:
-                truth = np.where(truth == rules.background, np.uint8(VOID), truth)
-            side = rules.max_side if rules.protocol == "native" else max(truth.shape)
-            _count_image(model, rules, counts, score_image(model, image, max_side=side), truth)
-    return _over_all_ranks(counts)
 
 
 def _over_all_ranks(counts: Counts) -> Counts:
@@ -334,22 +354,24 @@ def on_grid(image: UInt8, truth: UInt8, protocol: Protocol) -> tuple[UInt8, UInt
     return resize_image(image, size), resize_label_map(truth, size)
 
 
-def _count_image(model: Model, rules: Rules, counts: Counts, grid: ScoreGrid, truth: UInt8) -> None:
+def _count_image(model: Model, rules: Rules, grid: ScoreGrid, truth: UInt8) -> Counts:
     classes = len(model.names)
+    counts = _no_counts(classes)
     if rules.unseen:
         found = contest(grid, rules.calibration, rules.seen, rules.unseen)
         is_unseen = np.isin(np.arange(256), rules.unseen)[truth]
-        counts.generalized += confusion(truth, found.label_map, classes)
-        counts.vanilla += confusion(truth, np.where(is_unseen, found.unseen, found.seen), classes)
+        counts.generalized = confusion(truth, found.label_map, classes)
+        counts.vanilla = confusion(truth, np.where(is_unseen, found.unseen, found.seen), classes)
         bins = gap_bins(found.gap, rules.unit)
-        counts.gaps += count_gaps(truth, found.seen, found.unseen, bins, classes=classes)
+        counts.gaps = count_gaps(truth, found.seen, found.unseen, bins, classes=classes)
     else:  # one map serves both; the vanilla score of classes that a softmax model cannot predict is undefined
         label = label_map(grid, rules.calibration, excluded=() if rules.background is None else (rules.background,))
         is_unseen = np.isin(np.arange(256), model.unseen)[truth]
-        counts.generalized += confusion(truth, label, classes)
-        counts.vanilla += confusion(np.where(is_unseen, np.uint8(VOID), truth), label, classes)
-    counts.images_per_class += np.bincount(truth.ravel(), minlength=256)[:classes] > 0
-    counts.images += 1
+        counts.generalized = confusion(truth, label, classes)
+        counts.vanilla = confusion(np.where(is_unseen, np.uint8(VOID), truth), label, classes)
+    counts.images_per_class = (counts.generalized.sum(axis=1) > 0).astype(np.int64)
+    counts.images = 1
+    return counts
 
 
 def _write(
