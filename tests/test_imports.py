@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "images",
         "hardware",
+        "threads",
         "vectors",
         "wordnet",
         "sentences",
