@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from zsseg.curve import BINS, Curve, count_gaps, gap_bins, gap_edges, gap_unit, seen_unseen_curve
 from zsseg.metrics import confusion, score
+from zsseg.threads import bincount
 
 CLASSES = 6
 SEEN, UNSEEN = (0, 2, 3), (1, 5)  # class 4 is in neither
@@ -94,6 +95,22 @@ def test_histogram_counts_every_pixel_once() -> None:
                 expected[plane, best, place] += int(true == best)
                 expected[plane + 1, best, place] += 1
     np.testing.assert_array_equal(count_gaps(truth, seen, unseen, bins, classes=CLASSES), expected)
+    np.testing.assert_array_equal(count_gaps(truth, seen, unseen, bins, classes=CLASSES, bincount=bincount), expected)
+
+
+@pytest.mark.parametrize("classes", [31, 32, 255])
+def test_histogram_of_many_classes_overflows_nowhere(classes: int) -> None:
+    """The last class in the last bin, a hit and not, and void, keep their cells in numbers of either size."""
+    last = np.uint8(classes - 1)
+    truth = np.array([last, last, 0, 255], np.uint8)
+    seen, unseen = np.array([0, 0, 0, 0], np.uint8), np.array([last] * 4, np.uint8)
+    expected = np.zeros((4, classes, BINS), np.int64)
+    expected[0, 0, -1], expected[1, 0, -1] = 1, 3
+    expected[2, last, -1], expected[3, last, -1] = 2, 3
+    bins = np.full(4, BINS - 1, np.int16)
+    for count in (np.bincount, bincount):
+        found = count_gaps(truth, seen, unseen, bins, classes=classes, bincount=count)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_unit_is_the_gap_of_the_farthest_vectors() -> None:

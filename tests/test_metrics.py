@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zsseg.errors import DataError
 from zsseg.metrics import accuracy, confusion, harmonic, iou, score
+from zsseg.threads import bincount
 
 UInt8 = NDArray[np.uint8]
 MATRIX = np.array([[5, 1, 0, 0], [2, 3, 1, 0], [0, 0, 4, 0], [0, 0, 0, 0]])  # class 3 has neither truth nor prediction
@@ -54,6 +55,18 @@ def test_confusion(seed: int, classes: int, height: int, width: int) -> None:
     matrix = confusion(truth, predicted, classes)
     assert matrix.dtype == np.int64
     np.testing.assert_array_equal(matrix, naive_confusion(truth, predicted, classes))
+    np.testing.assert_array_equal(matrix, confusion(truth, predicted, classes, bincount=bincount))
+
+
+@pytest.mark.parametrize("classes", [127, 128, 129, 255])
+def test_confusion_of_many_classes_overflows_nowhere(classes: int) -> None:
+    """The last class and void keep their cells however small the numbers are that pixels are counted with."""
+    truth = np.array([[classes - 1, 255, classes - 1]], np.uint8)
+    expected = np.zeros((classes, classes), np.int64)
+    expected[classes - 1, classes - 1] = 2
+    for count in (np.bincount, bincount):
+        found = confusion(truth, np.full((1, 3), classes - 1, np.uint8), classes, bincount=count)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_confusion_against_sklearn() -> None:

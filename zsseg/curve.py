@@ -20,7 +20,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,10 +95,10 @@ def gap_edges(unit: float) -> Floats:
     return edges
 
 
-def gap_bins(gaps: NDArray[np.float32], unit: float) -> NDArray[np.int32]:
+def gap_bins(gaps: NDArray[np.float32], unit: float) -> NDArray[np.int16]:
     """Return the bin of each gap, of the same shape, 0 to BINS − 1; ±inf fall into the outermost ones."""
     places = np.ceil(np.arcsinh(gaps * np.float32(LINEAR / unit)) * np.float32(1 / _STEP)) + np.float32(_MIDDLE)
-    bins: NDArray[np.int32] = np.clip(places, 0, BINS - 1).astype(np.int32)
+    bins: NDArray[np.int16] = np.clip(places, 0, BINS - 1).astype(np.int16)
     return bins
 
 
@@ -106,10 +106,11 @@ def count_gaps(
     truth: NDArray[np.uint8],
     best_seen: NDArray[np.uint8],
     best_unseen: NDArray[np.uint8],
-    bins: NDArray[np.int32],
+    bins: NDArray[np.int16],
     *,
     classes: int,
     size: int = BINS,
+    bincount: Callable[..., NDArray[np.int64]] = np.bincount,
 ) -> Counts:
     """Count pixels by their best class and their gap.
 
@@ -120,16 +121,22 @@ def count_gaps(
         bins: The bin of each pixel's gap, likewise.
         classes: How many classes, C.
         size: How many bins, B.
+        bincount: NumPy's, or what does the same with the same `minlength`.
 
     Returns:
         int64 (4, C, B): hits by best seen class, pixels by best seen class, and the same two by best unseen class.
     """
     counts = np.empty((4, classes, size), dtype=np.int64)
-    void = np.where(truth == VOID, np.int32(2 * classes * size), np.int32(0))
+    cells = 2 * classes * (size + 1)  # void pixels get a bin of their own, the last
+    small = np.dtype(np.int16 if cells <= 2**15 else np.int32).type
+    places = np.where(truth == VOID, small(size), bins)
     for plane, best in ((0, best_seen), (2, best_unseen)):
-        keys = best.astype(np.int32) * size + bins + np.maximum(void, (truth == best) * np.int32(classes * size))
-        found = np.bincount(keys.ravel(), minlength=3 * classes * size).reshape(3, classes, size)
-        counts[plane], counts[plane + 1] = found[1], found[0] + found[1]
+        keys = best.astype(small)
+        keys += (truth == best) * small(classes)
+        keys *= small(size + 1)
+        keys += places
+        missed, hit = bincount(keys.ravel(), minlength=cells).reshape(2, classes, size + 1)[:, :, :size]
+        counts[plane], counts[plane + 1] = hit, missed + hit
     return counts
 
 

@@ -46,7 +46,7 @@ from zsseg.images import UInt8, decode_image, decode_label_map, resize_image, re
 from zsseg.inference import Model, ScoreGrid, chosen_calibration, contest, label_map, load_model, score_image
 from zsseg.metrics import Scores, confusion, score
 from zsseg.progress import SILENT, Progress
-from zsseg.threads import side_by_side
+from zsseg.threads import bincount, side_by_side
 
 SHORT_SIDE = 312  # pixels, zs3
 WARPED_SIDE = 513  # pixels, spnet
@@ -359,16 +359,17 @@ def _count_image(model: Model, rules: Rules, grid: ScoreGrid, truth: UInt8) -> C
     counts = _no_counts(classes)
     if rules.unseen:
         found = contest(grid, rules.calibration, rules.seen, rules.unseen)
-        is_unseen = np.isin(np.arange(256), rules.unseen)[truth]
-        counts.generalized = confusion(truth, found.label_map, classes)
-        counts.vanilla = confusion(truth, np.where(is_unseen, found.unseen, found.seen), classes)
+        counts.generalized = confusion(truth, found.label_map, classes, bincount=bincount)
+        counts.vanilla = confusion(truth, found.seen, classes, bincount=bincount)
+        unseen_only = confusion(truth, found.unseen, classes, bincount=bincount)
+        counts.vanilla[list(rules.unseen)] = unseen_only[list(rules.unseen)]
         bins = gap_bins(found.gap, rules.unit)
-        counts.gaps = count_gaps(truth, found.seen, found.unseen, bins, classes=classes)
+        counts.gaps = count_gaps(truth, found.seen, found.unseen, bins, classes=classes, bincount=bincount)
     else:  # one map serves both; the vanilla score of classes that a softmax model cannot predict is undefined
         label = label_map(grid, rules.calibration, excluded=() if rules.background is None else (rules.background,))
-        is_unseen = np.isin(np.arange(256), model.unseen)[truth]
-        counts.generalized = confusion(truth, label, classes)
-        counts.vanilla = confusion(np.where(is_unseen, np.uint8(VOID), truth), label, classes)
+        counts.generalized = confusion(truth, label, classes, bincount=bincount)
+        counts.vanilla = counts.generalized.copy()
+        counts.vanilla[list(model.unseen)] = 0
     counts.images_per_class = (counts.generalized.sum(axis=1) > 0).astype(np.int64)
     counts.images = 1
     return counts

@@ -22,7 +22,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +59,20 @@ class Scores:
     left_out: tuple[int, ...]
 
 
-def confusion(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> Matrix:
+def confusion(
+    truth: NDArray[np.uint8],
+    predicted: NDArray[np.uint8],
+    classes: int,
+    *,
+    bincount: Callable[..., NDArray[np.int64]] = np.bincount,
+) -> Matrix:
     """Count pixels by true and predicted class.
 
     Args:
         truth: Label map of any shape, class ids, 255 = void (not counted).
         predicted: Class ids of the same shape, each below `classes`.
         classes: How many classes, C.
+        bincount: NumPy's, or what does the same with the same `minlength`.
 
     Returns:
         int64 (C, C).
@@ -76,8 +83,9 @@ def confusion(truth: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: i
     if truth.shape != predicted.shape:
         raise DataError(f"truth has shape {truth.shape}, prediction {predicted.shape}; both must be the same")
     # One bincount over 256·C cells, void row and all, is several times quicker than masking first.
-    flat = truth.astype(np.int32).ravel() * classes + predicted.ravel()
-    counts = np.bincount(flat, minlength=256 * classes).reshape(256, classes)
+    small = np.dtype(np.int16 if 256 * classes <= 2**15 else np.int32).type
+    flat = truth.astype(small).ravel() * small(classes) + predicted.ravel()
+    counts = bincount(flat, minlength=256 * classes).reshape(256, classes)
     strange = np.flatnonzero(counts[classes:VOID].any(axis=1))
     if strange.size:
         raise DataError(f"label {int(strange[0]) + classes} in a label map, expected below {classes} or 255 (void)")

@@ -7,7 +7,9 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,3 +48,9 @@ def side_by_side(items: Sequence[T], work: Callable[[T], R], device: torch.devic
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(cores)  # some of the settings of a thread hold for the whole process
+
+
+def bincount(keys: NDArray[np.int16] | NDArray[np.int32], *, minlength: int) -> NDArray[np.int64]:
+    """Do what NumPy's `bincount` does, twice as quick for small numbers, and without stopping all other threads."""
+    counts: NDArray[np.int64] = torch.bincount(torch.from_numpy(keys), minlength=minlength).numpy()
+    return counts
