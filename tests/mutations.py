@@ -115,7 +115,7 @@ def _restructured(content: bytes, rng: random.Random, scratch: Path, kind: str) 
         with h5py.File(path, "r+", libver="latest" if rng.random() < 0.1 else None) as file:
             rng.choice((_field, _field, _field, _values, _values, _settings, _settings, _attribute))(file, rng)
             if rng.random() < 0.9 and _held(file) < len(content):
-                file.attrs["digest"] = artifacts._digest(file, kind)  # type: ignore[arg-type]
+                file.attrs["digest"] = artifacts._digest(file.attrs, file, kind)  # type: ignore[arg-type]
     except Exception:
         if rng.random() < 0.5:  # a digest of what cannot be read is not to be had; read it without one
             return content

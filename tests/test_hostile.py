@@ -217,7 +217,7 @@ def test_values_behind_a_digest_that_fits(name: str, tmp_path: Path) -> None:
     change, match = CRAFTED[name]
     with h5py.File(path, "r+", libver="latest") as file:
         change(file)
-        file.attrs["digest"] = artifacts._digest(file, "data")
+        file.attrs["digest"] = artifacts._digest(file.attrs, file, "data")
     with pytest.raises(ArtifactError, match=match):
         open_artifact(path, "data")
 
@@ -249,7 +249,7 @@ def test_rows_that_share_what_they_hold(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="rows of field 'images' are larger than the file"),
         h5py.File(path) as file,
     ):
-        artifacts._digest(file, "data", most=9000)
+        artifacts._digest(file.attrs, file, "data", most=9000)
 
 
 def test_a_cut_seal(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ MADE_BY: dict[str, str] = {
 SEAL = b"zsseg\0\0\1"  # then the SHA-256 of all before: the end of an artifact, which HDF5 does not look at
 MAX_CHUNK = 1 << 20  # bytes that HDF5 may set aside for a part of a field that is not in the file
 MAX_SETTINGS = 1 << 22  # characters; they have some thousands
+Fields = dict[str, Any]  # a dataset by name; for an "arrays" field a dictionary of them
 _H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError)
 
 
@@ -126,9 +127,9 @@ class Artifact:
     Every reader raises ArtifactError where the file turns out to be damaged.
     """
 
-    def __init__(self, file: h5py.File, path: Path, kind: Kind, header: Mapping[str, Any]) -> None:
+    def __init__(self, file: h5py.File, path: Path, kind: Kind, header: Mapping[str, Any], fields: Fields) -> None:
         self._file = file
-        self._fields: dict[str, h5py.Dataset] = {}  # looking one up takes twice as long as reading a row of it
+        self._fields = fields
         self.path = path
         self.kind = kind
         self.digest: str = header["digest"]
@@ -137,7 +138,7 @@ class Artifact:
         self.inputs: dict[str, str] = header["inputs"]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return name in self._fields
 
     def __enter__(self) -> Artifact:
         return self
@@ -152,32 +153,30 @@ class Artifact:
     def shape(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Return a field's dtype and shape; of an "arrays" field how many there are and their numbers in all."""
         with _reading(self.path, self.kind):
-            dtype = SCHEMA[self.kind][name].dtype
-            if dtype == "arrays":
-                return dtype, (len(self._file[name]), sum(int(part.size) for part in self._file[name].values()))
-            return dtype, tuple(self._file[name].shape)
+            dtype, field = SCHEMA[self.kind][name].dtype, self._fields[name]
+            if isinstance(field, dict):
+                return dtype, (len(field), sum(int(part.size) for part in field.values()))
+            return dtype, tuple(field.shape)
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a whole numeric field."""
         with _reading(self.path, self.kind):
-            return np.asarray(self._file[name][()])
+            return np.asarray(self._fields[name][()])
 
     def strings(self, name: str) -> list[str]:
         """Return a whole "str" field."""
         with _reading(self.path, self.kind):
-            return [str(value) for value in self._file[name].asstr()[()]]
+            return [str(value) for value in self._fields[name].asstr()[()]]
 
     def bytes_at(self, name: str, index: int) -> bytes:
         """Return one row of a "bytes" field."""
         with _reading(self.path, self.kind):
-            if name not in self._fields:
-                self._fields[name] = self._file[name]
             return bytes(self._fields[name][index].tobytes())
 
     def rows(self, name: str) -> Callable[[int], NDArray[np.uint8]]:
         """Return what reads one row of a "bytes" field as an array; looking a field up takes as long as reading it."""
         with _reading(self.path, self.kind):
-            field = self._file[name]
+            field = self._fields[name]
 
         def row(index: int) -> NDArray[np.uint8]:
             with _reading(self.path, self.kind):
@@ -188,7 +187,7 @@ class Artifact:
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return an "arrays" field as a dictionary."""
         with _reading(self.path, self.kind):
-            return {key: np.asarray(value[()]) for key, value in self._file[name].items()}
+            return {key: np.asarray(value[()]) for key, value in self._fields[name].items()}
 
 
 class _Settings(dict[str, Any]):
@@ -385,13 +384,13 @@ def _publish(temporary: Path, path: Path) -> None:
 
 def _finish(file: h5py.File, kind: Kind, path: Path, *, params: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     """Check the fields and write the attributes, the digest last."""
-    _check_fields(file, kind, path)
+    fields = _checked_fields(file, kind, path)
     file.attrs["kind"] = kind
     file.attrs["schema"] = SCHEMA_VERSION
     file.attrs["zsseg"] = __version__
     file.attrs["params"] = json.dumps(params, sort_keys=True)
     file.attrs["inputs"] = json.dumps(inputs, sort_keys=True)
-    file.attrs["digest"] = _digest(file, kind)
+    file.attrs["digest"] = _digest(file.attrs, fields, kind)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -439,26 +438,26 @@ def open_artifact(
     try:
         with _reading(path, kind):
             header = _header(file, kind, path)
-            _check_fields(file, kind, path)
-            _check_sizes(file, kind, path)
-            counted = not (sealed and seal_suffices)
-            reason = _mistake(file, kind, header, path, counted=counted) if verify else None
+            fields = _checked_fields(file, kind, path)
+            _check_sizes(fields, kind, path)
+            most = None if sealed and seal_suffices else path.stat().st_size
+            reason = _mistake(file, fields, kind, header, most) if verify else None
         if reason:
             raise _damaged(path, kind, reason)
         if digest not in (None, header["digest"]):
             raise ArtifactError(f"{path}: was replaced while it was in use; run the command again")
-        return Artifact(file, path, kind, header)
+        return Artifact(file, path, kind, header, fields)
     except BaseException:
         file.close()
         raise
 
 
-def _mistake(file: h5py.File, kind: Kind, header: Mapping[str, Any], path: Path, *, counted: bool) -> str | None:
-    """Return what is wrong with the contents of a file whose fields are as declared; the digest counts if asked for."""
-    if counted and _digest(file, kind, most=path.stat().st_size) != header["digest"]:
+def _mistake(file: h5py.File, fields: Fields, kind: Kind, header: Mapping[str, Any], most: int | None) -> str | None:
+    """Return what is wrong with contents whose fields are as declared; the digest counts unless `most` is None."""
+    if most is not None and _digest(file.attrs, fields, kind, most=most) != header["digest"]:
         return "its contents do not match its digest"
-    rows = {name: len(file[name]) for name in SCHEMA[kind] if name in file}
-    return fault(kind, list(file["names"].asstr()[()]), rows, lambda name: file[name][()], header["params"])
+    rows = {name: len(field) for name, field in fields.items()}
+    return fault(kind, list(fields["names"].asstr()[()]), rows, lambda name: fields[name][()], header["params"])
 
 
 def kind_of(path: Path) -> Kind:
@@ -584,38 +583,39 @@ def _decoded(text: str, values: type) -> dict[str, Any]:
     return decoded
 
 
-def _check_sizes(file: h5py.File, kind: Kind, path: Path) -> None:
+def _check_sizes(fields: Fields, kind: Kind, path: Path) -> None:
     """Refuse fields that claim more than the file holds, before anything of their size is allocated.
 
     zsseg writes plain uncompressed datasets, so that their bytes cannot exceed the file's.
     """
-    held = path.stat().st_size
-    for name, field in SCHEMA[kind].items():
-        if name not in file:
-            continue
-        parts = file[name].values() if field.dtype == "arrays" else [file[name]]
-        for part in parts:
-            if part.is_virtual or part.external or part.id.get_create_plist().get_nfilters():
+    size = held = path.stat().st_size
+    for name, field in fields.items():
+        for part in field.values() if isinstance(field, dict) else [field]:
+            stored = part.id.get_create_plist()
+            layout = stored.get_layout()
+            if layout == h5py.h5d.VIRTUAL or stored.get_external_count() or stored.get_nfilters():
                 raise _damaged(path, kind, f"field {name!r} is stored in a way that zsseg does not write")
-            held -= part.size * part.dtype.itemsize
-            chunk = math.prod(part.chunks or ()) * part.dtype.itemsize
-            if held < 0 or chunk > max(path.stat().st_size, MAX_CHUNK):
+            itemsize = part.dtype.itemsize
+            held -= part.size * itemsize
+            chunk = math.prod(stored.get_chunk() if layout == h5py.h5d.CHUNKED else ()) * itemsize
+            if held < 0 or chunk > max(size, MAX_CHUNK):
                 raise _damaged(path, kind, f"field {name!r} of shape {part.shape} is larger than the file")
 
 
-def _check_fields(file: h5py.File, kind: Kind, path: Path) -> None:
+def _checked_fields(file: h5py.File, kind: Kind, path: Path) -> Fields:
+    """Look up what the schema declares, once, for that takes longer than reading what is small."""
+    fields: Fields = {}
     lengths: dict[str, int] = {}
     for name, field in SCHEMA[kind].items():
         if name not in file:
             if field.optional:
                 continue
             raise ArtifactError(f"{path}: {kind} lacks the field {name!r}; make it again with `zsseg {MADE_BY[kind]}`")
-        item = file.get(name, getlink=True)
-        if not isinstance(item, h5py.HardLink):
+        if not _is_own(file, name):
             raise ArtifactError(f"{path}: field {name!r} is a link to somewhere else, which zsseg does not follow")
         data = file[name]
         if field.dtype == "arrays":
-            _check_arrays(data, name, path)
+            fields[name] = _checked_arrays(data, name, path)
             continue
         if not isinstance(data, h5py.Dataset) or not _has_dtype(data, field):
             raise ArtifactError(
@@ -627,18 +627,27 @@ def _check_fields(file: h5py.File, kind: Kind, path: Path) -> None:
             expected = symbol if isinstance(symbol, int) else lengths.setdefault(symbol, length)
             if length != expected:
                 raise ArtifactError(f"{path}: field {name!r} has shape {data.shape}, expected {symbol} = {expected}")
+        fields[name] = data
+    return fields
 
 
-def _check_arrays(group: Any, name: str, path: Path) -> None:
+def _checked_arrays(group: Any, name: str, path: Path) -> dict[str, h5py.Dataset]:
     if not isinstance(group, h5py.Group):
         raise ArtifactError(f"{path}: field {name!r} is no group of arrays; make the file again")
+    arrays: dict[str, h5py.Dataset] = {}
     for key in group:
-        hard = isinstance(group.get(key, getlink=True), h5py.HardLink)
-        item = group[key] if hard else None
+        item = group[key] if _is_own(group, key) else None
         if not isinstance(item, h5py.Dataset) or not _is_number(item.dtype) or item.shape is None:
             raise ArtifactError(
                 f"{path}: field {name!r} holds {_line(key)!r}, which is no array of numbers; make the file again"
             )
+        arrays[key] = item
+    return arrays
+
+
+def _is_own(group: h5py.Group, name: str) -> bool:
+    """Return whether what a group names lies in the same file, and is no link to elsewhere."""
+    return isinstance(group.get(name, getlink=True), h5py.HardLink)
 
 
 def _is_number(dtype: np.dtype[Any]) -> bool:
@@ -646,7 +655,7 @@ def _is_number(dtype: np.dtype[Any]) -> bool:
     return dtype.kind in "biuf" and dtype.isnative and dtype.itemsize <= 8
 
 
-def _digest(file: h5py.File, kind: Kind, *, most: float = math.inf) -> str:
+def _digest(attributes: Mapping[str, Any], fields: Mapping[str, Any], kind: Kind, *, most: float = math.inf) -> str:
     """Return the digest of an artifact, at `most` so many bytes of whose rows of variable length are its own.
 
     Raises:
@@ -654,23 +663,24 @@ def _digest(file: h5py.File, kind: Kind, *, most: float = math.inf) -> str:
     """
     sha = hashlib.sha256()
     for name in ATTRIBUTES[:-1]:
-        sha.update(f"{name}={file.attrs[name]}\n".encode())
-    for name, field in SCHEMA[kind].items():
-        if name not in file:
+        sha.update(f"{name}={attributes[name]}\n".encode())
+    for name in SCHEMA[kind]:
+        if name not in fields:
             continue
-        if field.dtype == "arrays":
-            for key in sorted(file[name]):
-                _digest_array(sha, f"{name}/{key}", file[name][key][()])
-        elif field.dtype in ("str", "bytes"):
-            sha.update(f"{name} {field.dtype} {file[name].shape[0]}\n".encode())
-            for row in file[name]:
-                raw = bytes(row) if field.dtype == "str" else row.tobytes()
+        dtype, field = SCHEMA[kind][name].dtype, fields[name]
+        if dtype == "arrays":
+            for key in sorted(field):
+                _digest_array(sha, f"{name}/{key}", field[key][()])
+        elif dtype in ("str", "bytes"):
+            sha.update(f"{name} {dtype} {field.shape[0]}\n".encode())
+            for row in field:
+                raw = bytes(row) if dtype == "str" else row.tobytes()
                 most -= len(raw)
                 if most < 0:
                     raise ValueError(f"the rows of field {name!r} are larger than the file")
                 sha.update(len(raw).to_bytes(8, "little") + raw)
         else:
-            _digest_array(sha, name, file[name][()])
+            _digest_array(sha, name, field[()])
     return sha.hexdigest()
 
 
