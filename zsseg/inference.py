@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from zsseg import calibration as calibrations
 from zsseg.artifacts import Artifact, open_artifact
@@ -192,6 +193,17 @@ def _calibration(artifact: Artifact) -> Calibration | None:
     )
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leave parameters as they are: on the meta device, too, drawing them takes as long as building the network."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch unless it is one of `torch.nn.init`; those return the tensor that they fill."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def restore_net(artifact: Artifact) -> SegmentationNet:
     """Build the network that a model artifact describes and load its weights.
 
@@ -207,7 +219,7 @@ def restore_net(artifact: Artifact) -> SegmentationNet:
     options["anchors"] = len(artifact.strings("names")) if artifact.params.get("anchors") == "imagenet" else 0
     state = {key: torch.from_numpy(value) for key, value in artifact.arrays("weights").items()}
     try:
-        with torch.device("meta"):  # no time spent on random parameters that are overwritten at once
+        with torch.device("meta"), _Undrawn():  # no time spent on random parameters that are overwritten at once
             net = build(name, dim, **options)
         if any(buffer.is_meta for key, buffer in net.named_buffers() if key not in state):
             with torch.random.fork_rng(devices=[]):  # computed when it is built, and not among the weights
