@@ -15,7 +15,8 @@ computed is compared in the same run, within the row's tolerance. Names:
     data                                     data.h5 beside loose files through PIL
     folder                                   `predict` of 64 photos of 500 × 375 with lite0, label maps and overlays as
                                              PNG, beside a loop: read, network in float32, upsample, cdist, save
-    eval                                     `eval` of 64 photos beside their forward passes alone
+    eval, eval-222                           `eval` of 64 and of 222 photos (as voc-animals has) beside their forward
+                                             passes alone, the model in memory
     growth                                   seconds against pixels, classes, dims and images, memory against images,
                                              and the slope on logarithmic axes (1: linear); no peer
     waiting                                  share of fine-tuning's time that a step waits for its batch; no peer
@@ -63,11 +64,12 @@ DEVICE = choose_device("auto")
 Side = tuple[Callable[[], Any], str]  # one run of the work, whose result is compared
 FCN = [(model, work) for model in ("fcn32s", "fcn8s") for work in ("step", "forward")]
 ROWS = [f"{model}-{work}-{dim}" for model, work in FCN for dim in (20, 50, 100)]
-ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval"]
+ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval", "eval-222"]
 TOLERANCE = {
     "step": "first loss within 1 %", "forward": "shape of the output", "nne": "99.99 % of the pixels",
     "nne-400k": "99.9 % of the words", "confusion": "equal", "data": "equal",
     "folder": "97 % of the pixels (bfloat16 beside float32)", "eval": "number of photos",
+    "eval-222": "number of photos",
 }  # fmt: skip
 
 
@@ -96,7 +98,7 @@ def main() -> None:
     print("| row | ours, s | peer, s | ratio | ours, MB | peer, MB | same | tolerance |")
     print("|---|---|---|---|---|---|---|---|")
     for each in rows:
-        sizes = f"{each['ratio']:.1f} | {each['ours_mb']:.0f} | {each['peer_mb']:.0f}"
+        sizes = f"{each['ratio']:.3g} | {each['ours_mb']:.0f} | {each['peer_mb']:.0f}"
         seconds = f"{each['ours']:.4g} | {each['peer']:.4g}"
         print(f"| {each['name']} | {seconds} | {sizes} | {each['same']} | {each['tolerance']} |")
     for name, curve in growth.items():
@@ -156,7 +158,7 @@ class Process:
 
 def serve(name: str, who: str) -> None:
     """Be one side of a row: work once for each line that comes."""
-    if who == "ours" or name == "eval":  # whose peer is the network as zsseg runs it
+    if who == "ours" or name.startswith("eval"):  # whose peer is the network as zsseg runs it
         keep_freed_memory()
     torch.manual_seed(0)
     work = make(name, who)
@@ -188,7 +190,8 @@ def make(name: str, who: str) -> Callable[[], Any]:
         "confusion": scoring,
         "data": data_path,
         "folder": folder,
-        "eval": scored,
+        "eval": functools.partial(scored, PHOTOS),
+        "eval-222": functools.partial(scored, 222),
     }[name](who == "ours")
 
 
@@ -439,7 +442,7 @@ def folder(ours: bool) -> Callable[[], Any]:
     return work
 
 
-def scored(ours: bool) -> Callable[[], Any]:
+def scored(count: int, ours: bool) -> Callable[[], Any]:
     """Return how many photos were scored, by the command or by the network alone."""
     from zsseg.config import EvalConfig
     from zsseg.evaluate import evaluate
@@ -447,7 +450,7 @@ def scored(ours: bool) -> Callable[[], Any]:
 
     place = tempfile.TemporaryDirectory()
     root = Path(place.name)
-    model = workspace(root, PHOTOS + 8)
+    model = workspace(root, count + 8)
     loaded = load_model(model, device=DEVICE.type)
     with open_artifact(root / "data.h5", "data") as data:
         photos = [read_image(data, index) for index in data.array("val").tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 import urllib.error
@@ -11,6 +12,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,6 +35,7 @@ from zsseg.models import (
 )
 from zsseg.models import weights as weights_module
 from zsseg.models.fcn import VGG16, _trunk
+from zsseg.models.folding import to_bfloat16
 from zsseg.models.hourglass import Hourglass
 from zsseg.models.pooling import PooledReLU
 from zsseg.models.pretraining import seen_by
@@ -462,6 +465,69 @@ def test_weights_that_do_not_fit_the_recorded_model(tmp_path: Path, options: dic
         ArtifactError, match=r"model\.h5: .*(do not fit|not one that this|its classes need|of another type)"
     ):
         load_model(path, device="cpu")
+
+
+# --- weights for prediction -------------------------------------------------------------------------------------------
+
+
+def with_drawn_statistics(net: SegmentationNet) -> SegmentationNet:
+    """Draw the means, variances, scales and shifts of batch normalisation, which are 0 and 1 at first."""
+    generator = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for name in ("running_mean", "bias", "running_var", "weight"):
+                drawn = torch.rand(module.num_features, generator=generator)
+                getattr(module, name).data.copy_(drawn if name in ("running_mean", "bias") else 0.5 + drawn)
+    return net
+
+
+@torch.inference_mode()
+def test_folded_batch_normalisation_changes_no_feature() -> None:
+    """lite0 without its batch normalisations gives the same features, outputs and gate, up to float32's rounding."""
+    net = with_drawn_statistics(small("lite0", gate=True, anchors=3))
+    before = copy.deepcopy(net.state_dict())
+    folded = net.folded()
+    assert same_state(net, before)
+    kinds = [isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()]
+    assert sum(kinds) > 40
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    given, found = ([*each.features(images((64, 96))), each(images((64, 96)))] for each in (net, folded))
+    for one, two in zip(given, found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+@each_variant
+@torch.inference_mode()
+def test_weights_rounded_once_change_no_bit(model: ModelName, options: dict[str, Any]) -> None:
+    """What autocast to bfloat16 computes is the same whether weights were rounded before or are at every call."""
+    net = with_drawn_statistics(small(model, **options)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rounded = copy.deepcopy(net)
+    to_bfloat16(rounded)
+    assert any(parameter.dtype == torch.bfloat16 for parameter in rounded.parameters())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(net(images((33, 65))), rounded(images((33, 65))))
+
+
+@torch.inference_mode()
+def test_layers_that_do_more_with_their_weights_keep_them() -> None:
+    """A convolution that standardises its weights would do so in bfloat16."""
+    layers = torch.nn.Sequential(timm.layers.StdConv2d(3, 4, 3, bias=True), torch.nn.Conv2d(4, 4, 1))
+    to_bfloat16(layers)
+    assert [parameter.dtype for parameter in layers.parameters()] == [torch.float32] * 2 + [torch.bfloat16] * 2
+
+
+def test_a_loaded_model_is_ready_to_predict(tmp_path: Path) -> None:
+    """load_model folds and, in bfloat16, rounds; restore_net, which training goes on with, leaves all as recorded."""
+    path = write_model(tmp_path / "model.h5", small("lite0"))
+    with open_artifact(path, "model") as artifact:
+        assert same_state(restore_net(artifact), small("lite0").state_dict())
+    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        net = load_model(path, device="cpu", precision=precision).net  # type: ignore[arg-type]
+        assert isinstance(net, EncoderNet)
+        assert not net.training
+        assert net.project.weight.dtype == dtype
+        assert net.project.weight.is_contiguous(memory_format=torch.channels_last)
+        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
 
 
 # --- weights of the backbones -----------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.hardware import autocast, choose_device, choose_precision
 from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
+from zsseg.models.folding import to_bfloat16
 from zsseg.models.gate import gated_scores
 from zsseg.presence import UNRECORDED, with_presence
 
@@ -108,7 +109,7 @@ class Model:
     """A trained model, ready to predict. Made by `load_model` (`zsseg.load`).
 
     Attributes:
-        net: The network, in evaluation mode.
+        net: The network, for prediction only: its weights may be folded and rounded (`models.folding`).
         names: Class names, C of them.
         seen: Ids of the seen classes.
         unseen: Ids of the unseen classes.
@@ -163,16 +164,19 @@ def load_model(path: Path, *, device: Device | str = "auto", precision: Precisio
         SettingError: The device is not there.
     """
     chosen = choose_device(device)  # type: ignore[arg-type]  # an unknown name fails in torch.device
+    taken = choose_precision(precision, chosen)
     with open_artifact(path, "model") as artifact:
-        net = restore_net(artifact)
+        net = restore_net(artifact).eval().folded()
+        if taken == "bfloat16":
+            to_bfloat16(net)
         return Model(
-            net=net.to(chosen).eval(),
+            net=net.to(chosen),
             names=tuple(artifact.strings("names")),
             seen=tuple(int(index) for index in artifact.array("seen")),
             unseen=tuple(int(index) for index in artifact.array("unseen")),
             vectors=torch.from_numpy(artifact.array("vectors")).to(chosen) if "vectors" in artifact else None,
             device=chosen,
-            precision=choose_precision(precision, chosen),
+            precision=taken,
             params=artifact.params,
             digest=artifact.digest,
             calibration=_calibration(artifact),
