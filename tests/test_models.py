@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsseg.artifacts import create, open_artifact
-from zsseg.config import ARCHITECTURES, ModelName, TrainConfig
+from zsseg.config import ARCHITECTURES, ModelName, Precision, TrainConfig
 from zsseg.dataset import LABEL_STRIDE
 from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.inference import load_model, restore_net
@@ -35,10 +35,10 @@ from zsseg.models import (
 )
 from zsseg.models import weights as weights_module
 from zsseg.models.fcn import VGG16, _trunk
-from zsseg.models.folding import to_bfloat16
 from zsseg.models.hourglass import Hourglass
 from zsseg.models.pooling import PooledReLU
 from zsseg.models.pretraining import seen_by
+from zsseg.models.rounding import to_bfloat16
 from zsseg.models.wide import WideConv2d
 
 MODELS: tuple[ModelName, ...] = get_args(ModelName)
@@ -481,21 +481,6 @@ def with_drawn_statistics(net: SegmentationNet) -> SegmentationNet:
     return net
 
 
-@torch.inference_mode()
-def test_folded_batch_normalisation_changes_no_feature() -> None:
-    """lite0 without its batch normalisations gives the same features, outputs and gate, up to float32's rounding."""
-    net = with_drawn_statistics(small("lite0", gate=True, anchors=3))
-    before = copy.deepcopy(net.state_dict())
-    folded = net.folded()
-    assert same_state(net, before)
-    kinds = [isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()]
-    assert sum(kinds) > 40
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
-    given, found = ([*each.features(images((64, 96))), each(images((64, 96)))] for each in (net, folded))
-    for one, two in zip(given, found, strict=True):
-        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
-
-
 @each_variant
 @torch.inference_mode()
 def test_weights_rounded_once_change_no_bit(model: ModelName, options: dict[str, Any]) -> None:
@@ -516,18 +501,16 @@ def test_layers_that_do_more_with_their_weights_keep_them() -> None:
     assert [parameter.dtype for parameter in layers.parameters()] == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
-def test_a_loaded_model_is_ready_to_predict(tmp_path: Path) -> None:
-    """load_model folds and, in bfloat16, rounds; restore_net, which training goes on with, leaves all as recorded."""
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_loaded_model_has_weights_of_its_precision(tmp_path: Path, precision: Precision, dtype: torch.dtype) -> None:
+    """Training goes on with what is recorded, prediction with what it would be rounded to."""
     path = write_model(tmp_path / "model.h5", small("lite0"))
+    net = load_model(path, device="cpu", precision=precision).net
+    assert isinstance(net, EncoderNet)
+    assert net.project.weight.dtype == dtype
+    assert net.project.weight.is_contiguous(memory_format=torch.channels_last)
     with open_artifact(path, "model") as artifact:
         assert same_state(restore_net(artifact), small("lite0").state_dict())
-    for precision, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
-        net = load_model(path, device="cpu", precision=precision).net  # type: ignore[arg-type]
-        assert isinstance(net, EncoderNet)
-        assert not net.training
-        assert net.project.weight.dtype == dtype
-        assert net.project.weight.is_contiguous(memory_format=torch.channels_last)
-        assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
 
 
 # --- weights of the backbones -----------------------------------------------------------------------------------------

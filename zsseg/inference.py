@@ -37,8 +37,8 @@ from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.hardware import autocast, choose_device, choose_precision
 from zsseg.images import UInt8, decode_image, resize_image, upright_rgb
 from zsseg.models import SegmentationNet, build
-from zsseg.models.folding import to_bfloat16
 from zsseg.models.gate import gated_scores
+from zsseg.models.rounding import to_bfloat16
 from zsseg.presence import UNRECORDED, with_presence
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Model:
     """A trained model, ready to predict. Made by `load_model` (`zsseg.load`).
 
     Attributes:
-        net: The network, for prediction only: its weights may be folded and rounded (`models.folding`).
+        net: The network, in evaluation mode; in bfloat16 its weights may be rounded (`models.rounding`).
         names: Class names, C of them.
         seen: Ids of the seen classes.
         unseen: Ids of the unseen classes.
@@ -166,7 +166,7 @@ def load_model(path: Path, *, device: Device | str = "auto", precision: Precisio
     chosen = choose_device(device)  # type: ignore[arg-type]  # an unknown name fails in torch.device
     taken = choose_precision(precision, chosen)
     with open_artifact(path, "model") as artifact:
-        net = restore_net(artifact).eval().folded()
+        net = restore_net(artifact).eval()
         if taken == "bfloat16":
             to_bfloat16(net)
         return Model(

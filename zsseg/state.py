@@ -138,13 +138,9 @@ def take_part(net: SegmentationNet, part: Part | None) -> None:
 
 
 def as_model(task: Task, net: SegmentationNet) -> Model:
-    """Return the network, in evaluation mode, as that which scores photos, without a calibration.
-
-    It is folded as that which the artifact will be read as, so that what is measured here holds there to the bit; a
-    later step of training may not reach it.
-    """
+    """Return the network as that which scores photos, without a calibration."""
     return Model(
-        net=net.folded(),
+        net=net,
         names=task.names,
         seen=tuple(task.seen.tolist()),
         unseen=tuple(task.unseen.tolist()),

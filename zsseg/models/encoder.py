@@ -9,15 +9,12 @@ backbone's maps are normalised over channels (their scale, about 8, otherwise st
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg.models.anchors import Anchors
 from zsseg.models.backbone import full_name
-from zsseg.models.folding import without_batch_norms
 from zsseg.models.gate import Gate
 from zsseg.models.net import SegmentationNet
 
@@ -101,12 +98,6 @@ class EncoderNet(SegmentationNet):
             return None
         prior: Tensor = self.anchors(features[1][:, -self.context.in_channels :])
         return prior
-
-    def folded(self) -> EncoderNet:
-        """Return a network with this head, and the backbone without batch normalisations; call in evaluation mode."""
-        net = copy.copy(self)
-        net._modules = {**self._modules, "backbone": without_batch_norms(self.backbone)}
-        return net
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the timm backbone."""

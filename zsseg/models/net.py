@@ -80,10 +80,6 @@ class SegmentationNet(nn.Module):
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
 
-    def folded(self) -> SegmentationNet:
-        """Return a network that predicts the same, with what evaluation does to every photo alike in its weights."""
-        return self
-
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules that `features` runs: those that `--frozen` leaves as they are."""
         raise NotImplementedError
