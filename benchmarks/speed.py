@@ -53,10 +53,11 @@ from zsseg.artifacts import create, open_artifact
 from zsseg.dataset import LABEL_STRIDE, normalise, read_image, sample_labels
 from zsseg.hardware import autocast, choose_device, choose_precision, keep_freed_memory
 from zsseg.images import decode_label_map, encode_label_map
-from zsseg.inference import ScoreGrid, label_map, nne_scores
+from zsseg.inference import label_map, nne_scores
 from zsseg.metrics import confusion
 from zsseg.models import build
 from zsseg.optimizer import AdamW
+from zsseg.winners import ScoreGrid
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 21
 PHOTOS = 64

@@ -42,6 +42,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "projection",
         "presence",
         "search_space",
+        "winners",
     ),
     ("artifacts", "archives", "tensors", "distributed"),
     ("contents",),

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from zsseg import calibration, inference
+from zsseg import calibration, winners
 from zsseg.calibration import Calibration
 from zsseg.errors import DataError, SettingError
 from zsseg.inference import (
     NEVER,
     Model,
-    ScoreGrid,
     as_rgb,
     calibrate,
     chosen_calibration,
@@ -31,9 +30,9 @@ from zsseg.inference import (
     nearest_classes,
     nne_scores,
     predict_grid,
-    score_tiles,
 )
 from zsseg.models import SegmentationNet
+from zsseg.winners import ScoreGrid, score_tiles
 
 Float64 = NDArray[np.float64]
 
@@ -148,7 +147,7 @@ def test_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, expected_map = joined(grid), label_map(grid, chosen)
     expected_prediction = predict_grid(model(5), grid, chosen)
     expected_contest = contest(grid, chosen, (0, 2, 3, 4), (1,))
-    monkeypatch.setattr(inference, "TILE", tile)
+    monkeypatch.setattr(winners, "TILE", tile)
     rows = [row for part, _ in score_tiles(grid) for row in range(part.start, part.stop)]
     assert rows == list(range(45))
     assert torch.equal(joined(grid), expected)

@@ -36,10 +36,11 @@ from zsseg.config import ReportConfig
 from zsseg.curve import read_curve
 from zsseg.errors import ArtifactError, SettingError, ZssegError
 from zsseg.images import UInt8, decode_image, decode_label_map, encode_label_map
-from zsseg.inference import NEVER, ScoreGrid, calibrate, chosen_calibration, load_model, score_image, score_tiles
+from zsseg.inference import NEVER, calibrate, chosen_calibration, load_model, score_image
 from zsseg.pictures import palette
 from zsseg.projection import in_plane
 from zsseg.report import render, run_lengths, write_report
+from zsseg.winners import ScoreGrid, score_tiles
 
 KINDS = ("data", "labels", "split", "model", "scores", "predictions")
 HOSTILE = (

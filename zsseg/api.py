@@ -26,19 +26,11 @@ from zsseg.calibration import Calibration
 from zsseg.config import Calibrated, Device, Precision, PredictConfig
 from zsseg.images import UInt8, encode_label_map, encode_png
 from zsseg.inference import Model as Scorer
-from zsseg.inference import (
-    ScoreGrid,
-    as_rgb,
-    calibrate,
-    chosen_calibration,
-    load_model,
-    predict_grid,
-    score_image,
-    score_tiles,
-)
+from zsseg.inference import as_rgb, calibrate, chosen_calibration, load_model, predict_grid, score_image
 from zsseg.open_vocabulary import NEAREST, REGIONS, OpenModel, Reading, new_words, read_regions, with_words
 from zsseg.pictures import legend_overlay
 from zsseg.recipe import Places, Recipe, embed_words, frequent_words, read_recipe
+from zsseg.winners import ScoreGrid, score_tiles
 
 
 @dataclass(frozen=True, eq=False)

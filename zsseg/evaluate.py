@@ -43,10 +43,11 @@ from zsseg.curve import (
 from zsseg.errors import DataError, SettingError
 from zsseg.hardware import keep_freed_memory
 from zsseg.images import UInt8, decode_image, decode_label_map, resize_image, resize_label_map
-from zsseg.inference import Model, ScoreGrid, chosen_calibration, contest, label_map, load_model, score_image
+from zsseg.inference import Model, chosen_calibration, contest, label_map, load_model, score_image
 from zsseg.metrics import Scores, confusion, score
 from zsseg.progress import SILENT, Progress
 from zsseg.threads import bincount, side_by_side
+from zsseg.winners import ScoreGrid
 
 SHORT_SIDE = 312  # pixels, zs3
 WARPED_SIDE = 513  # pixels, spnet
@@ -169,7 +170,11 @@ def evaluate(
     keep_freed_memory()
     loaded = load_model(model, device=config.device, precision=config.precision)
     rules = _rules(loaded, config)
-    with open_artifact(data, "data") as images, distributed.output(out) as to, claim(to, force=force):
+    with (
+        open_artifact(data, "data", seal_suffices=True) as images,
+        distributed.output(out) as to,
+        claim(to, force=force),
+    ):
         distributed.check_same("model and data", (loaded.digest, images.digest, loaded.precision))
         same_names(loaded.names, images.strings("names"), f"{model} and {data}")
         chosen = _chosen(images, config)

@@ -27,7 +27,8 @@ from zsseg.artifacts import check_output, write_file
 from zsseg.calibration import none
 from zsseg.dataset import normalise
 from zsseg.errors import SettingError
-from zsseg.inference import Model, ScoreGrid, calibrate, finer, joint_scores
+from zsseg.inference import Model, calibrate, finer, joint_scores
+from zsseg.winners import ScoreGrid
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from zsseg.calibration import Calibration
 from zsseg.classes import VOID
 from zsseg.images import UInt8, resize_image, resize_label_map
-from zsseg.inference import NEVER, Model, ScoreGrid, calibrate, nne_scores, predict_grid, score_image
+from zsseg.inference import NEVER, Model, calibrate, nne_scores, predict_grid, score_image
 from zsseg.metrics import confusion, iou
 from zsseg.open_vocabulary import embed_image
+from zsseg.winners import ScoreGrid
 
 BEST = 8  # classes kept of each cell
 MAX_CELLS = 4096

@@ -40,33 +40,14 @@ from zsseg.models import SegmentationNet, build
 from zsseg.models.gate import gated_scores
 from zsseg.models.rounding import to_bfloat16
 from zsseg.presence import UNRECORDED, with_presence
+from zsseg.winners import Found, ScoreGrid, best_tiles, highest, score_tiles
 
 log = logging.getLogger(__name__)
 
-TILE = 2**18  # scores in one tile: C × rows × W; 1 MB stays in a core's own cache
 GROUP = 64  # classes whose best score is kept, of many
 CELLS, BLOCK = 256, 128 * GROUP  # so many embeddings are compared with so many classes at a time
 DISTANCE_FLOOR = 1e-12  # a distance of 0 has no ratio to others
 NEVER = -1e9  # the score of a class that cannot be predicted; finite, so that interpolation stays finite
-
-
-@dataclass(frozen=True)
-class ScoreGrid:
-    """Class scores of one image on the model's coarse grid.
-
-    Attributes:
-        scores: float32 (C, h, w).
-        stride: Pixels of the network's input between neighbouring cells.
-        input_size: Height and width of what the network saw; padding lies beyond.
-        size: Height and width of the image itself.
-        squares: ‖f‖² of the embeddings, float32 (h, w); None for a softmax model.
-    """
-
-    scores: Tensor
-    stride: int
-    input_size: tuple[int, int]
-    size: tuple[int, int]
-    squares: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -387,66 +368,6 @@ def class_scores(model: Model, outputs: Tensor) -> Tensor:
     return scores
 
 
-def score_tiles(grid: ScoreGrid) -> Iterator[tuple[slice, Tensor]]:
-    """Upsample the scores to the image's size, some rows at a time.
-
-    Bilinear with aligned cell centres: `F.interpolate(..., mode="bilinear", align_corners=False)` of the whole grid
-    by the stride, cut to the input's size, where input and image have one size.
-
-    Yields:
-        The rows of the image, and their scores, float32 (C, rows, W).
-    """
-    classes = grid.scores.shape[0]
-    height, width = grid.size
-    step = max(1, TILE // (classes * width))
-    if grid.size == grid.input_size and grid.stride % 2 == 0:
-        yield from _bands(grid, max(1, step // grid.stride))
-        return
-    left, right, x = _neighbours(width, grid.input_size[1], grid.stride, grid.scores.shape[2], grid.scores)
-    wide = torch.lerp(grid.scores[:, :, left], grid.scores[:, :, right], x)  # (C, h, W)
-    top, bottom, y = _neighbours(height, grid.input_size[0], grid.stride, grid.scores.shape[1], grid.scores)
-    for start in range(0, height, step):
-        rows = slice(start, min(start + step, height))
-        yield rows, torch.lerp(wide[:, top[rows]], wide[:, bottom[rows]], y[rows, None])
-
-
-def _bands(grid: ScoreGrid, count: int) -> Iterator[tuple[slice, Tensor]]:
-    """Upsample by the whole stride, so many bands between two rows of cells at a time.
-
-    The pixels of all bands lie at the same places between their cells, so nothing has to be looked up.
-    """
-    stride, (height, width) = grid.stride, grid.size
-    share = (torch.arange(stride, dtype=grid.scores.dtype, device=grid.scores.device) + 0.5) / stride
-    columns, change = _bordered(grid.scores, dim=2)
-    wide = torch.addcmul(columns[..., None], change[..., None], share).flatten(2)[..., stride // 2 :][..., :width]
-    cells, rise = _bordered(wide, dim=1)
-    y = share[:, None]
-    for first in range(0, rise.shape[1], count):
-        band = slice(first, first + count)
-        scores = torch.addcmul(cells[:, band, None], rise[:, band, None], y).flatten(1, 2)
-        start = first * stride - stride // 2
-        rows = slice(max(start, 0), min(start + scores.shape[1], height))
-        if rows.start < rows.stop:
-            yield rows, scores[:, rows.start - start : rows.stop - start]
-
-
-def _bordered(maps: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the cell before each gap between cells and how much the next one differs; the border repeats itself."""
-    length = maps.shape[dim]
-    before = torch.cat([maps.narrow(dim, 0, 1), maps], dim)
-    return before, torch.cat([maps, maps.narrow(dim, length - 1, 1)], dim) - before
-
-
-def _neighbours(length: int, input_length: int, stride: int, cells: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return for each pixel the two cells that it lies between and the weight of the second."""
-    centres = (torch.arange(length, dtype=torch.float64) + 0.5) * (input_length / length) / stride - 0.5
-    position = centres.clamp(0, cells - 1)
-    first = position.floor().long()
-    second = (first + 1).clamp(max=cells - 1)
-    weight = (position - first).to(like.dtype)
-    return first.to(like.device), second.to(like.device), weight.to(like.device)
-
-
 def chosen_calibration(model: Model, use: Calibrated, seen_bias: float | None) -> Calibration:
     """Return what a command's options ask for: a seen bias replaces the calibration that the model carries."""
     if seen_bias is not None:
@@ -482,30 +403,13 @@ def calibrate(grid: ScoreGrid, calibration: Calibration, *, excluded: Sequence[i
     return replace(grid, scores=scores)
 
 
-def decide(scores: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
-    """Return the best calibrated score and its class at every pixel, after the gate.
-
-    Args:
-        scores: Calibrated, float32 (C, rows, W).
-        calibration: By which they are.
-
-    Returns:
-        float32 (rows, W) and uint8 (rows, W).
-    """
-    if not calibration.top2:
-        return _highest(scores, range(scores.shape[0]))
-    two = _two_best(_before(scores, calibration))
-    best = scores.gather(0, two).max(dim=0)
-    return best.values, two.gather(0, best.indices[None])[0].to(torch.uint8)
-
-
 @torch.inference_mode()
 def label_map(grid: ScoreGrid, calibration: Calibration | None = None, *, excluded: Sequence[int] = ()) -> UInt8:
     """Give each pixel its best class, uint8 (H, W); never an excluded one."""
     chosen = calibration or calibrations.none(grid.scores.shape[0])
     labels = np.empty(grid.size, dtype=np.uint8)
-    for rows, scores in score_tiles(calibrate(grid, chosen, excluded=excluded)):
-        labels[rows] = decide(scores, chosen)[1].cpu().numpy()
+    for rows, ((_, ids),) in _decided(calibrate(grid, chosen, excluded=excluded), chosen):
+        labels[rows] = ids
     return labels
 
 
@@ -522,56 +426,51 @@ def contest(grid: ScoreGrid, calibration: Calibration, seen: Sequence[int], unse
     excluded = sorted(set(range(grid.scores.shape[0])) - {*seen, *unseen})
     won, best_seen, best_unseen = (np.empty(grid.size, dtype=np.uint8) for _ in range(3))
     gaps = np.empty(grid.size, dtype=np.float32)
-    for rows, scores in score_tiles(calibrate(grid, calibration, excluded=excluded)):
-        seen_score, seen_id = _best(scores, seen, calibration)
-        unseen_score, unseen_id = _best(scores, unseen, calibration)
+    decided = _decided(calibrate(grid, calibration, excluded=excluded), calibration, seen, unseen)
+    for rows, ((seen_score, seen_id), (unseen_score, unseen_id)) in decided:
         # of equals the one of the lower id, as argmax has it
         seen_wins = (seen_score > unseen_score) | ((seen_score == unseen_score) & (seen_id < unseen_id))
-        gap = (unseen_score / seen_score).log() if calibration.on_distances else seen_score - unseen_score
-        best_seen[rows] = seen_id.cpu().numpy()
-        best_unseen[rows] = unseen_id.cpu().numpy()
-        won[rows] = torch.where(seen_wins, seen_id, unseen_id).cpu().numpy()
-        gaps[rows] = gap.cpu().numpy()
+        best_seen[rows], best_unseen[rows] = seen_id, unseen_id
+        won[rows] = np.where(seen_wins, seen_id, unseen_id)
+        if calibration.on_distances:
+            with np.errstate(divide="ignore"):  # where the gate keeps the seen one out, its score is −inf
+                gaps[rows] = np.log(unseen_score / seen_score)
+        else:
+            gaps[rows] = seen_score - unseen_score
     return Contest(won, best_seen, best_unseen, gaps)
 
 
-def _best(scores: Tensor, ids: Sequence[int], calibration: Calibration) -> tuple[Tensor, Tensor]:
-    """Return the best of some classes' scores and which class it is, float32 and uint8 (rows, W).
+def _decided(
+    grid: ScoreGrid, calibration: Calibration, *groups: Sequence[int]
+) -> Iterator[tuple[slice, Sequence[Found]]]:
+    """Yield what `best_tiles` does for some groups of classes, by default one of all, after the gate.
 
-    Behind a gate it is the best of those that pass; where none does, its score is −inf.
+    Args:
+        grid: Calibrated scores of one image.
+        calibration: By which they are.
+        groups: Ids of the classes of each.
     """
-    best, chosen = _highest(scores, ids)
+    competing = groups or (range(grid.scores.shape[0]),)
     if not calibration.top2:
-        return best, chosen
+        yield from best_tiles(grid, competing)
+        return
+    for rows, scores in score_tiles(grid):
+        yield rows, [_best_that_passes(scores, ids, calibration) for ids in competing]
+
+
+def _best_that_passes(scores: Tensor, ids: Sequence[int], calibration: Calibration) -> Found:
+    """Return the best of those of some classes' scores that pass the gate, and which class it is, (rows, W) each.
+
+    Where none passes, the score is −inf and the class the one that is best without a gate.
+    """
+    _, otherwise = highest(scores, ids)
     two = _two_best(_before(scores, calibration))
     known = torch.zeros(scores.shape[0], dtype=torch.bool, device=scores.device)
     known[list(ids)] = True
     passing = torch.where(known[two], scores.gather(0, two), -torch.inf).max(dim=0)
     winner = two.gather(0, passing.indices[None])[0].to(torch.uint8)
-    return passing.values, torch.where(passing.values.isneginf(), chosen, winner)
-
-
-def _highest(scores: Tensor, ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Return the largest of some classes' scores at each pixel and which class it is, the first of equals.
-
-    On a CPU NumPy goes through the classes one by one, several times as quick as `max(dim=0)`, which looks numbers up.
-
-    Returns:
-        float32 and uint8 (rows, W).
-    """
-    ascending = sorted(ids)
-    if scores.device.type != "cpu":
-        best, place = scores[ascending].max(dim=0)
-        return best, torch.tensor(ascending, dtype=torch.uint8, device=scores.device)[place]
-    planes = scores.numpy()
-    first, *others = ascending
-    highest = planes[first].copy()
-    chosen = np.full(highest.shape, first, dtype=np.uint8)
-    for index in others:
-        larger = (planes[index] > highest).view(np.uint8)
-        np.maximum(chosen, larger * np.uint8(index), out=chosen)  # as the ids ascend, the last to be larger
-        np.maximum(highest, planes[index], out=highest)
-    return torch.from_numpy(highest), torch.from_numpy(chosen)
+    best = passing.values.cpu().numpy()
+    return best, np.where(np.isneginf(best), otherwise, winner.cpu().numpy())
 
 
 def _two_best(scores: Tensor) -> Tensor:
@@ -597,11 +496,9 @@ def predict_grid(model: Model, grid: ScoreGrid, calibration: Calibration | None 
     label_map = np.empty(grid.size, dtype=np.uint8)
     areas = np.zeros(classes, dtype=np.int64)
     sums = np.zeros(classes, dtype=np.float64)
-    for rows, scores in score_tiles(calibrate(grid, chosen)):
-        best, ids = decide(scores, chosen)
-        labels = ids.cpu().numpy()
-        label_map[rows] = labels
-        areas += np.bincount(labels.ravel(), minlength=classes)
-        sums += np.bincount(labels.ravel(), weights=best.cpu().numpy().ravel().astype(np.float64), minlength=classes)
+    for rows, ((best, ids),) in _decided(calibrate(grid, chosen), chosen):
+        label_map[rows] = ids
+        areas += np.bincount(ids.ravel(), minlength=classes)
+        sums += np.bincount(ids.ravel(), weights=best.ravel(), minlength=classes)
     means = np.divide(sums, areas, out=np.full(classes, np.nan), where=areas > 0).astype(np.float32)
     return Prediction(label_map, areas, means, model.names)

@@ -40,10 +40,11 @@ from zsseg.dataset import normalise
 from zsseg.errors import SettingError
 from zsseg.hardware import autocast
 from zsseg.images import UInt8
-from zsseg.inference import NEVER, Model, ScoreGrid, label_map, pixels_for, score_image
+from zsseg.inference import NEVER, Model, label_map, pixels_for, score_image
 from zsseg.models import SegmentationNet
 from zsseg.models.anchors import NEVER as TAKEN_OUT
 from zsseg.models.anchors import Anchors
+from zsseg.winners import ScoreGrid
 
 log = logging.getLogger(__name__)
 

@@ -29,11 +29,12 @@ from zsseg.config import PredictConfig
 from zsseg.errors import ArtifactError, DataError, SettingError
 from zsseg.hardware import keep_freed_memory
 from zsseg.images import IMAGE_SUFFIXES, UInt8, decode_image, encode_label_map, encode_png
-from zsseg.inference import Model, Prediction, ScoreGrid, chosen_calibration, load_model, predict_grid, score_image
+from zsseg.inference import Model, Prediction, chosen_calibration, load_model, predict_grid, score_image
 from zsseg.open_vocabulary import Region, new_words, read_regions, with_words
 from zsseg.pictures import legend_overlay
 from zsseg.progress import SILENT, Progress
 from zsseg.recipe import Float32, Places, embed_words, frequent_words, read_recipe
+from zsseg.winners import ScoreGrid
 
 log = logging.getLogger(__name__)
 

@@ -41,8 +41,9 @@ from zsseg.classes import VOID
 from zsseg.config import PredictConfig, SelfTrain
 from zsseg.dataset import read_image, training_labels
 from zsseg.images import UInt8, encode_label_map, resize_image, resize_label_map
-from zsseg.inference import Model, ScoreGrid, calibrate, label_map, score_image, score_tiles
+from zsseg.inference import Model, calibrate, label_map, score_image
 from zsseg.progress import Progress
+from zsseg.winners import ScoreGrid, score_tiles
 
 SCALES = (1.0, 0.75, 1.25)  # the plain view first: where it proposes nothing, no other is needed
 MARGIN = 3  # pixels; VOC's borders are about five wide
