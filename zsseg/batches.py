@@ -160,7 +160,7 @@ class FeatureCache:
         hidden: Sequence[int] = (),
         pseudo: Mapping[int, bytes] = NO_PSEUDO,
     ) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Yield lists of float32 feature maps and int64 labels, windows of `crop` pixels, mirrored half the time.
+        """Yield lists of float16 feature maps and int64 labels, windows of `crop` pixels, mirrored half the time.
 
         Labels of `hidden` classes are void, too; then `pseudo`, a PNG by image, fills void pixels.
         """
@@ -176,8 +176,9 @@ class FeatureCache:
     ) -> tuple[list[Tensor], Tensor]:
         windows = [self._window(all_labels[position.index], position, crop, seed) for position in batch]
         maps = zip(*(window[0] for window in windows), strict=True)
-        # stacked with channels last, as they lie in the file and as the network computes
-        features = [torch.from_numpy(np.stack(arrays)).float().permute(0, 3, 1, 2) for arrays in maps]
+        # Stacked with channels last, as they lie in the file and as the network computes. Nothing of torch's is computed
+        # here: it would do so in threads of its own beside those of the step, which then wait for each other.
+        features = [torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) for arrays in maps]
         labels = np.stack([window[1] for window in windows])
         return features, torch.from_numpy(labels.astype(np.int64))
 

@@ -465,7 +465,7 @@ def _own_source(
         feature_batches = cache.batches(
             positions, crop=task.crop, seed=config.seed, hidden=unseen, pseudo=task.pseudo_maps
         )
-        return feature_batches, lambda maps: [m.to(task.device) for m in maps]
+        return feature_batches, lambda maps: [m.to(task.device).float() for m in maps]
     image_source = image_batches(
         task.data,
         positions,
