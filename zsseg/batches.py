@@ -176,8 +176,8 @@ class FeatureCache:
     ) -> tuple[list[Tensor], Tensor]:
         windows = [self._window(all_labels[position.index], position, crop, seed) for position in batch]
         maps = zip(*(window[0] for window in windows), strict=True)
-        # Stacked with channels last, as they lie in the file and as the network computes. Nothing of torch's is computed
-        # here: it would do so in threads of its own beside those of the step, which then wait for each other.
+        # Stacked with channels last, as they lie in the file and as the network computes. torch computes nothing here:
+        # it would do so in threads of its own beside those of the step, which then wait for each other.
         features = [torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) for arrays in maps]
         labels = np.stack([window[1] for window in windows])
         return features, torch.from_numpy(labels.astype(np.int64))

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -147,7 +147,7 @@ def share(items: Sequence[T]) -> Sequence[T]:
     return items if world() == 1 else items[rank() :: world()]
 
 
-def in_order(items: Sequence[T], work: Callable[[T], tuple[Any, bytes]]) -> Iterator[tuple[Any, bytes]]:
+def in_order(items: Sequence[T], work: Callable[[T], tuple[Any, bytes]]) -> Generator[tuple[Any, bytes], None, None]:
     """Share out work, and yield the results in the order of the items on rank 0; on other ranks nothing.
 
     All ranks must go through it to the end. Of each rank's results no more than `AT_ONCE` are in memory.

@@ -9,11 +9,12 @@ of a vocabulary (`open_vocabulary`).
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ from zsseg.open_vocabulary import Region, new_words, read_regions, with_words
 from zsseg.pictures import legend_overlay
 from zsseg.progress import SILENT, Progress
 from zsseg.recipe import Float32, Places, embed_words, frequent_words, read_recipe
+from zsseg.threads import side_by_side
 from zsseg.winners import ScoreGrid
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,11 @@ class _Labeller(Protocol):
 
     @property
     def calibration(self) -> Calibration | None: ...
+
+    @property
+    def grows(self) -> bool:
+        """Whether it numbers names as they come up, so that photos must go through it one after the other."""
+        ...
 
     def label(self, image: UInt8) -> tuple[Prediction, tuple[Region, ...]]:
         """Label a photo; with the regions that were read out, if any."""
@@ -154,11 +161,16 @@ def predict(
 
         found: list[tuple[str, str, Prediction, tuple[Region, ...]]] = []
         skipped: list[tuple[str, str]] = []
-        labelled = distributed.in_order(list(photos.items()), label)
+        one_by_one = distributed.world() > 1 or labeller.grows
+        each = distributed.in_order if one_by_one else functools.partial(side_by_side, device=loaded.device)
+        labelled = each(list(photos.items()), label)
         if not distributed.is_main():
             deque(labelled, maxlen=0)
             return _summary(found, labeller, out, pictures, skipped)
-        with create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer:
+        with (
+            create(out, "predictions", params=params, inputs={"model": loaded.digest}, force=force) as writer,
+            closing(labelled),
+        ):
             for record, encoded in progress.track(labelled, "predicting", len(photos)):
                 if "skipped" in record:
                     skipped.append((record["source"], record["skipped"]))
@@ -214,6 +226,7 @@ class _ByClasses:
     model: Model
     score: Callable[[UInt8], ScoreGrid]
     calibration: Calibration
+    grows = False
 
     @property
     def names(self) -> Sequence[str]:
@@ -232,6 +245,7 @@ class _ByVocabulary:
 
     unseen = ()
     calibration = None  # what the seen classes have over others is not known of words
+    grows = True
 
     def __init__(self, model: Model, words: Sequence[str], vectors: Float32, config: PredictConfig) -> None:
         self.names = [BACKGROUND]  # keeps id 0, which pictures show as no colour

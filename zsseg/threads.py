@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,16 +39,18 @@ def side_by_side(items: Sequence[T], work: Callable[[T], R], device: torch.devic
         return
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(cores // threads,))
     pending: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) == 2 * threads:
+    # `images` mutes warnings while it decodes; two threads that do so can leave them muted
+    with warnings.catch_warnings():
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) == 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # some of the settings of a thread hold for the whole process
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)  # some of the settings of a thread hold for the whole process
 
 
 def bincount(keys: NDArray[np.int16] | NDArray[np.int32], *, minlength: int) -> NDArray[np.int64]:
