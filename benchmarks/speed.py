@@ -15,8 +15,10 @@ computed is compared in the same run, within the row's tolerance. Names:
     data                                     data.h5 beside loose files through PIL
     folder                                   `predict` of 64 photos of 500 × 375 with lite0, label maps and overlays as
                                              PNG, beside a loop: read, network in float32, upsample, cdist, save
-    eval, eval-222                           `eval` of 64 and of 222 photos (as voc-animals has) beside their forward
-                                             passes alone, the model in memory
+    eval, eval-222                           `eval` of 64 and of 222 drawn photos in 4 classes beside their forward
+                                             passes alone, one after the other, the model in memory
+    eval-photos                              the same for the 222 validation photos of voc-animals in 21 classes; only
+                                             where $ZSSEG_TEST_DATA (default: ../shared/data) has them
     growth                                   seconds against pixels, classes, dims and images, memory against images,
                                              and the slope on logarithmic axes (1: linear); no peer
     waiting                                  share of fine-tuning's time that a step waits for its batch; no peer
@@ -30,6 +32,7 @@ import argparse
 import functools
 import io
 import json
+import os
 import platform
 import resource
 import statistics
@@ -53,9 +56,10 @@ from zsseg.artifacts import create, open_artifact
 from zsseg.dataset import LABEL_STRIDE, normalise, read_image, sample_labels
 from zsseg.hardware import autocast, choose_device, choose_precision, keep_freed_memory
 from zsseg.images import decode_label_map, encode_label_map
-from zsseg.inference import label_map, nne_scores
+from zsseg.inference import label_map, nearest_classes, nne_scores
 from zsseg.metrics import confusion
 from zsseg.models import build
+from zsseg.models.rounding import to_bfloat16
 from zsseg.optimizer import AdamW
 from zsseg.winners import ScoreGrid
 
@@ -65,12 +69,13 @@ DEVICE = choose_device("auto")
 Side = tuple[Callable[[], Any], str]  # one run of the work, whose result is compared
 FCN = [(model, work) for model in ("fcn32s", "fcn8s") for work in ("step", "forward")]
 ROWS = [f"{model}-{work}-{dim}" for model, work in FCN for dim in (20, 50, 100)]
-ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval", "eval-222"]
+ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval", "eval-222", "eval-photos"]
+ANIMALS = Path(os.environ.get("ZSSEG_TEST_DATA", "../shared/data")) / "voc-animals/VOC2012"
 TOLERANCE = {
     "step": "first loss within 1 %", "forward": "shape of the output", "nne": "99.99 % of the pixels",
     "nne-400k": "99.9 % of the words", "confusion": "equal", "data": "equal",
     "folder": "97 % of the pixels (bfloat16 beside float32)", "eval": "number of photos",
-    "eval-222": "number of photos",
+    "eval-222": "number of photos", "eval-photos": "number of photos",
 }  # fmt: skip
 
 
@@ -86,6 +91,9 @@ def main() -> None:
         serve(*given.side)
         return
     wanted = [given.only] if given.only in ROWS else [name for name in ROWS if name.startswith(given.only or "")]
+    if "eval-photos" in wanted and not ANIMALS.is_dir():
+        print(f"eval-photos: left out, no photos at {ANIMALS}; set ZSSEG_TEST_DATA", file=sys.stderr)
+        wanted.remove("eval-photos")
     rows = [row(name, given.repeats) for name in wanted]
     growth = growth_curves() if not given.only or given.only == "growth" else {}
     waiting = data_wait() if not given.only or given.only == "waiting" else None
@@ -191,8 +199,9 @@ def make(name: str, who: str) -> Callable[[], Any]:
         "confusion": scoring,
         "data": data_path,
         "folder": folder,
-        "eval": functools.partial(scored, PHOTOS),
-        "eval-222": functools.partial(scored, 222),
+        "eval": functools.partial(scored, functools.partial(workspace, photos=PHOTOS + 8)),
+        "eval-222": functools.partial(scored, functools.partial(workspace, photos=222 + 8)),
+        "eval-photos": functools.partial(scored, animals),
     }[name](who == "ours")
 
 
@@ -233,6 +242,8 @@ def our_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
     """Return a training step or forward pass as `zsseg train` does it."""
     net = build(model, dim).to(DEVICE, memory_format=torch.channels_last).train(work == "step")  # type: ignore[arg-type]
     precision = choose_precision("auto", DEVICE)
+    if work == "forward" and precision == "bfloat16":
+        to_bfloat16(net)  # as `load_model` does
     pixels, labels, seen = photo()
     vectors = unit_vectors(dim)
     sampled = torch.from_numpy(sample_labels(labels[0].cpu().numpy().astype(np.uint8)))[None].to(DEVICE)
@@ -316,8 +327,6 @@ def nne(ours: bool) -> Callable[[], Any]:
 
 def nearest_words(ours: bool) -> Callable[[], Any]:
     """Return the five nearest of 400,000 words for each of 64 × 64 cells."""
-    from zsseg.inference import nearest_classes
-
     cells, words = torch.randn(64 * 64, 50).to(DEVICE), F.normalize(torch.randn(400_000, 50), dim=1).to(DEVICE)
 
     def by_distance() -> Any:
@@ -403,10 +412,15 @@ def workspace(root: Path, photos: int) -> Path:
     (root / "set/classes.txt").write_text("background\ncow\nsheep\nhorse\n")
     (root / "set/train.txt").write_text("\n".join(names[:8]) + "\n")
     (root / "set/val.txt").write_text("\n".join(names[8:]) + "\n")
-    at = ["--workspace", str(root)]
-    train = ["train", "--dim", "10", "--unseen", "sheep", "--no-gate", "--calibration", "none", "--epochs", "1"]
+    return trained(root, "--dim", "10", "--unseen", "sheep", "--epochs", "1")
+
+
+def trained(root: Path, *options: str) -> Path:
+    """Import the photos of `root`/set and train plain lite0 on them; return the model."""
+    train = ["train", "--no-gate", "--calibration", "none", *options]
     for words in (["fetch-data", "folder", "--root", str(root / "set")], train):
-        subprocess.run([sys.executable, "-m", "zsseg", *words, *at], check=True, stdout=subprocess.DEVNULL)
+        command = [sys.executable, "-m", "zsseg", *words, "--workspace", str(root)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return root / "model.h5"
 
 
@@ -443,15 +457,28 @@ def folder(ours: bool) -> Callable[[], Any]:
     return work
 
 
-def scored(count: int, ours: bool) -> Callable[[], Any]:
-    """Return how many photos were scored, by the command or by the network alone."""
+def animals(root: Path) -> Path:
+    """Train lite0 without a gate on every eighth training photo of voc-animals; return the model."""
+    lists = ANIMALS / "ImageSets/Segmentation"
+    copied = root / "set/ImageSets/Segmentation"
+    copied.mkdir(parents=True)
+    for name in ("JPEGImages", "SegmentationClass", "classes.txt"):
+        (root / "set" / name).symlink_to((ANIMALS / name).resolve())
+    few = (lists / "train.txt").read_text().split()[::8]
+    (copied / "train.txt").write_text("\n".join(few) + "\n")
+    (copied / "val.txt").write_text((lists / "val.txt").read_text())
+    return trained(root, "--dim", "50", "--unseen", "cow,sheep", "--epochs", "3")
+
+
+def scored(make: Callable[[Path], Path], ours: bool) -> Callable[[], Any]:
+    """Return how many validation photos were scored, by the command or by the network alone, of the model made."""
     from zsseg.config import EvalConfig
     from zsseg.evaluate import evaluate
     from zsseg.inference import load_model, score_image
 
     place = tempfile.TemporaryDirectory()
     root = Path(place.name)
-    model = workspace(root, count + 8)
+    model = make(root)
     loaded = load_model(model, device=DEVICE.type)
     with open_artifact(root / "data.h5", "data") as data:
         photos = [read_image(data, index) for index in data.array("val").tolist()]
@@ -514,11 +541,9 @@ def gpu_rows() -> list[dict[str, Any]]:
     """Return images per second, share of the bfloat16 peak and memory of training; microseconds of label maps."""
     from torch.utils.flop_counter import FlopCounterMode  # 70 MB, which the rows of the peers shall not count
 
-    from zsseg.inference import nearest_classes
-
     square = torch.randn(8192, 8192, dtype=torch.bfloat16, device=DEVICE)
     peak = (
-        2 * 8192**3 / on_device(functools.partial(torch.mm, square, square))
+        2 * 8192**3 / median_seconds(functools.partial(torch.mm, square, square), times=10)
     )  # what a product of matrices reaches here
     rows: list[dict[str, Any]] = [{"name": "matrix product of 8192", "flops": peak}]
     for model, batch in [(model, 2**power) for model in ("fcn8s", "lite0") for power in range(7)]:
@@ -530,7 +555,7 @@ def gpu_rows() -> list[dict[str, Any]]:
         )
         with FlopCounterMode(display=False) as counter:
             step(images, labels)
-        seconds = on_device(functools.partial(step, images, labels))
+        seconds = median_seconds(functools.partial(step, images, labels), times=10)
         share = counter.get_total_flops() / seconds / peak
         memory = torch.cuda.max_memory_allocated() / 2**20
         rows.append({"name": f"{model} batch {batch}", "images/s": batch / seconds, "of peak": share, "MB": memory})
@@ -540,41 +565,43 @@ def gpu_rows() -> list[dict[str, Any]]:
         words = F.normalize(torch.randn(classes, 50, device=DEVICE), dim=1)
         torch.cuda.reset_peak_memory_stats()
         with torch.inference_mode():
-            seconds = on_device(functools.partial(nearest_classes, cells, words, 5))
+            seconds = median_seconds(functools.partial(nearest_classes, cells, words, 5), times=10)
         memory = torch.cuda.max_memory_allocated() / 2**20
         rows.append({"name": f"five nearest of {classes:,} on 64 × 64", "seconds": seconds, "MB": memory})
     return rows
 
 
-def on_device(work: Callable[[], Any], times: int = 10) -> float:
-    """Return the median seconds of some work on the GPU, after two rounds that do not count."""
+def median_seconds(work: Callable[[], Any], times: int) -> float:
+    """Return the median seconds of some work, after two rounds that do not count."""
     taken = []
     for _ in range(times + 2):
-        torch.cuda.synchronize()
         start = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
     return statistics.median(taken[2:])
 
 
 def growth_curves() -> dict[str, list[tuple[int, float]]]:
-    """Return seconds of a label map against pixels, classes and dims; seconds and MB of `predict` against images."""
+    """Return seconds of label maps against pixels, classes, dims, words; of `predict` and its MB against images."""
 
-    def seconds(side: int, classes: int, dim: int) -> float:
+    def of_map(side: int, classes: int, dim: int) -> float:
         maps, vectors = torch.randn(dim, side // 8, side // 8).to(DEVICE), torch.randn(classes, dim).to(DEVICE)
-        taken = []
-        for _ in range(4):
-            start = time.perf_counter()
-            label_map(ScoreGrid(nne_scores(maps, vectors), 8, (side, side), (side, side)))
-            taken.append(time.perf_counter() - start)
-        return statistics.median(taken[1:])
+        return median_seconds(
+            lambda: label_map(ScoreGrid(nne_scores(maps, vectors), 8, (side, side), (side, side))), times=5
+        )
+
+    def of_words(count: int) -> float:
+        cells, words = torch.randn(64 * 64, 50).to(DEVICE), F.normalize(torch.randn(count, 50), dim=1).to(DEVICE)
+        return median_seconds(lambda: nearest_classes(cells, words, 5), times=3)
 
     with torch.inference_mode():
         return many_images() | {
-            "pixels": [(side**2, seconds(side, CLASSES, 50)) for side in (256, 512, 1024, 2048)],
-            "classes": [(classes, seconds(512, classes, 50)) for classes in (21, 60, 120, 240)],
-            "dims": [(dim, seconds(512, CLASSES, dim)) for dim in (20, 50, 100, 300)],
+            "pixels": [(side**2, of_map(side, CLASSES, 50)) for side in (256, 512, 1024, 2048)],
+            "classes": [(classes, of_map(512, classes, 50)) for classes in (21, 60, 120, 240)],
+            "dims": [(dim, of_map(512, CLASSES, dim)) for dim in (20, 50, 100, 300)],
+            "words": [(count, of_words(count)) for count in (1000, 10_000, 100_000, 400_000)],
         }
 
 
