@@ -61,6 +61,7 @@ from zsseg.metrics import confusion
 from zsseg.models import build
 from zsseg.models.rounding import to_bfloat16
 from zsseg.optimizer import AdamW
+from zsseg.state import set_mode
 from zsseg.winners import ScoreGrid
 
 HEIGHT, WIDTH, CLASSES = 375, 500, 21
@@ -240,7 +241,8 @@ def unit_vectors(dim: int) -> Tensor:
 
 def our_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
     """Return a training step or forward pass as `zsseg train` does it."""
-    net = build(model, dim).to(DEVICE, memory_format=torch.channels_last).train(work == "step")  # type: ignore[arg-type]
+    net = build(model, dim).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[arg-type]
+    set_mode(net, training=work == "step")
     precision = choose_precision("auto", DEVICE)
     if work == "forward" and precision == "bfloat16":
         to_bfloat16(net)  # as `load_model` does
@@ -519,7 +521,8 @@ def data_wait() -> float:
 
 def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
     """Return a training step of a whole network on uint8 images and their labels at every fourth pixel."""
-    net = build(model, dim).to(DEVICE, memory_format=torch.channels_last).train()  # type: ignore[arg-type]
+    net = build(model, dim).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[arg-type]
+    set_mode(net, training=True)
     precision = choose_precision("auto", DEVICE)
     vectors, seen = unit_vectors(dim), torch.arange(CLASSES).to(DEVICE)
     optimizer = AdamW(net, [{"params": list(net.parameters())}], lr=1e-4)

@@ -15,6 +15,7 @@ from zsseg.distributed import Part
 from zsseg.errors import SettingError
 from zsseg.inference import Model
 from zsseg.models import BatchDropout, SegmentationNet, build, fill_anchors, load_pretrained
+from zsseg.models.winograd import WinogradConv2d
 from zsseg.optimizer import AdamW
 from zsseg.presence import SHARPNESS
 from zsseg.task import Task
@@ -120,13 +121,16 @@ def _optimizer(net: SegmentationNet, log_scale: nn.Parameter, task: Task) -> Ada
 
 
 def set_mode(net: SegmentationNet, *, training: bool) -> None:
-    """Switch dropout; batch normalisation keeps its ImageNet statistics, as is usual with small batches.
+    """Switch dropout and convolutions that round more; batch normalisation keeps its statistics.
 
-    A backbone from random has no statistics yet, so there it gathers them.
+    They are ImageNet's, as is usual with small batches. A backbone from random has none yet, so there it gathers them.
     """
+    switched: tuple[type[nn.Module], ...] = (nn.Dropout2d, nn.Dropout, WinogradConv2d)
+    if net.from_random:
+        switched = (*switched, nn.BatchNorm2d)
     net.eval()
     for module in net.modules():
-        if isinstance(module, nn.Dropout2d | nn.Dropout) or (isinstance(module, nn.BatchNorm2d) and net.from_random):
+        if isinstance(module, switched):
             module.train(training)
 
 

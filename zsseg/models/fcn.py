@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zsseg.models.net import BatchDropout, SegmentationNet
 from zsseg.models.pooling import PooledReLU
 from zsseg.models.wide import WideConv2d
+from zsseg.models.winograd import WinogradConv2d
 
 # Output channels of VGG-16's convolutions, "M" = max pooling (Simonyan and Zisserman, ICLR 2015, configuration D).
 VGG16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
@@ -108,6 +109,6 @@ def _trunk() -> nn.Sequential:
         if item == "M":
             layers[-1:] = [nn.Identity(), PooledReLU()]  # in the places of ReLU and pooling, so that names stay
         else:
-            layers += [nn.Conv2d(channels, int(item), 3, padding=1), nn.ReLU(inplace=True)]
+            layers += [WinogradConv2d(channels, int(item)), nn.ReLU(inplace=True)]
             channels = int(item)
     return nn.Sequential(*layers)

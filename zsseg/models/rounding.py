@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from zsseg.models.wide import WideConv2d
+from zsseg.models.winograd import WinogradConv2d
 
 # Of exactly these types: others do more with their weights than multiply, such as standardise them.
-ROUNDED = (nn.Conv2d, nn.Linear, WideConv2d)
+ROUNDED = (nn.Conv2d, nn.Linear, WideConv2d, WinogradConv2d)
 
 
 def to_bfloat16(net: nn.Module) -> None:
