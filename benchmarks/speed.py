@@ -421,7 +421,7 @@ def trained(root: Path, *options: str) -> Path:
     """Import the photos of `root`/set and train plain lite0 on them; return the model."""
     train = ["train", "--no-gate", "--calibration", "none", *options]
     for words in (["fetch-data", "folder", "--root", str(root / "set")], train):
-        command = [sys.executable, "-m", "zsseg", *words, "--workspace", str(root)]
+        command = [sys.executable, "-m", "zsseg", *words, "--quiet", "--workspace", str(root)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return root / "model.h5"
 

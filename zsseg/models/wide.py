@@ -72,6 +72,8 @@ class _Product(torch.autograd.Function):
         ctx.products = products
         matrix = as_matrix(kernels)
         if kept is None:
+            if matrix.dtype == cells.dtype:  # no copy is made, as of weights rounded for prediction
+                return cells @ matrix.T
             return torch.cat([cells @ part.to(cells.dtype).T for part in torch.split(matrix, ROWS)], dim=1)
         outputs = cells.new_zeros(len(cells), len(matrix))
         for few in torch.split(kept, FEW_ROWS):
