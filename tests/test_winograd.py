@@ -11,7 +11,13 @@ from zsseg.models import build, winograd
 from zsseg.models.winograd import WinogradConv2d
 from zsseg.state import set_mode
 
-WIDE, WIDER = 128, 160  # channels that are worth it
+WIDE, WIDER = 128, 256  # channels that are worth it
+
+
+@pytest.fixture(autouse=True)
+def small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let it pay for images of any size."""
+    monkeypatch.setattr(winograd, "FEWEST", 1)
 
 
 def layer(inputs: int = WIDE, outputs: int = WIDER) -> WinogradConv2d:
@@ -93,6 +99,9 @@ def test_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_plain(layer(64, 64), maps((8, 8), channels=64))
     assert is_plain(layer(), maps((7, 8)))
     assert is_plain(layer(), maps((8, 7)))
+    monkeypatch.setattr(winograd, "FEWEST", 17)
+    assert is_plain(layer(), maps((8, 8)))
+    monkeypatch.setattr(winograd, "FEWEST", 16)
     assert is_plain(layer().requires_grad_(requires_grad=False), maps((8, 8)))
     with torch.no_grad():
         assert is_plain(layer(), maps((8, 8)))
@@ -114,7 +123,7 @@ def test_a_step_of_training_uses_it_and_scoring_does_not(monkeypatch: pytest.Mon
     set_mode(net, training=True)
     net(images).sum().backward()
     forward_and_backward = len(used)
-    assert forward_and_backward == 2 * 10  # all convolutions but 3 -> 64, 64 -> 64 and 64 -> 128
+    assert forward_and_backward == 2 * 9  # of 128 -> 256 channels and more
     set_mode(net, training=False)
     net(images).sum().backward()
     assert len(used) == forward_and_backward

@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 from zsseg.hardware import multiplies_tiles
 
 TILES = 768  # at a time, so that what is made of them stays in the processor's cache
-LEAST = 128 * 128  # input times output channels; with fewer, transforms cost more than products save
+LEAST = 128 * 256  # input times output channels; with fewer, transforms cost more than products save
+FEWEST = 196  # tiles of an image, as of 28 × 28 cells; products of smaller matrices are no quicker than a convolution
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -52,8 +53,10 @@ class WinogradConv2d(nn.Conv2d):
         if not (self.training and torch.is_grad_enabled() and self.weight.requires_grad) or maps.device.type != "cpu":
             return False
         narrow = torch.is_autocast_enabled("cpu") or maps.dtype != torch.float32
-        odd = maps.shape[2] % 2 or maps.shape[3] % 2
-        return not odd and self.weight[:, :, 0, 0].numel() >= LEAST and not (narrow and multiplies_tiles())
+        height, width = maps.shape[2:]
+        if height % 2 or width % 2 or height * width < 4 * FEWEST:
+            return False
+        return self.weight[:, :, 0, 0].numel() >= LEAST and not (narrow and multiplies_tiles())
 
 
 class _Convolution(torch.autograd.Function):
