@@ -43,8 +43,6 @@ MADE_BY: dict[str, str] = {
 }  # fmt: skip
 SEAL = b"zsseg\0\0\1"  # then the SHA-256 of all before: the end of an artifact, which HDF5 does not look at
 MAX_CHUNK = 1 << 20  # bytes that HDF5 may set aside for a part of a field that is not in the file
-ROWS_AT_ONCE = 16  # of variable length
-MAX_BLOCK = 1 << 31  # bytes of these; in a crafted file each row may hold as much as the whole file
 MAX_SETTINGS = 1 << 22  # characters; they have some thousands
 Fields = dict[str, Any]  # a dataset by name; for an "arrays" field a dictionary of them
 _H5_ERRORS = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, MemoryError)
@@ -427,7 +425,8 @@ def open_artifact(
         kind: The kind that is needed here.
         verify: Whether to recompute the digest; reads the whole file.
         digest: The digest that it had when this command read it first; None: it is the first time.
-        seal_suffices: Whether the digest is left alone where a seal holds: of gigabytes that are this tool's own.
+        seal_suffices: Whether the digest is left alone where a seal holds: of files so large that reading them a second
+            time takes a share of the command's own time.
 
     Raises:
         ArtifactError: The file is missing, truncated, damaged, of another kind or schema, or no longer the same.
@@ -664,7 +663,6 @@ def _digest(attributes: Mapping[str, Any], fields: Mapping[str, Any], kind: Kind
         ValueError: There are more, for rows share what they hold.
     """
     sha = hashlib.sha256()
-    at_once = ROWS_AT_ONCE if most == math.inf else min(ROWS_AT_ONCE, max(1, int(MAX_BLOCK // most)))
     for name in ATTRIBUTES[:-1]:
         sha.update(f"{name}={attributes[name]}\n".encode())
     for name in SCHEMA[kind]:
@@ -676,7 +674,7 @@ def _digest(attributes: Mapping[str, Any], fields: Mapping[str, Any], kind: Kind
                 _digest_array(sha, f"{name}/{key}", field[key][()])
         elif dtype in ("str", "bytes"):
             sha.update(f"{name} {dtype} {field.shape[0]}\n".encode())
-            for row in _in_blocks(field, at_once):
+            for row in field:
                 raw = bytes(row) if dtype == "str" else row.tobytes()
                 most -= len(raw)
                 if most < 0:
@@ -685,12 +683,6 @@ def _digest(attributes: Mapping[str, Any], fields: Mapping[str, Any], kind: Kind
         else:
             _digest_array(sha, name, field[()])
     return sha.hexdigest()
-
-
-def _in_blocks(field: h5py.Dataset, count: int) -> Iterator[Any]:
-    """Yield the rows of a field, so many of which are read at a time: one by one takes five times as long."""
-    for start in range(0, len(field), count):
-        yield from field[start : start + count]
 
 
 def _digest_array(sha: Any, name: str, array: NDArray[Any]) -> None:
