@@ -206,6 +206,20 @@ def test_predict_reads_out(trained: Path, tmp_path: Path) -> None:
     assert all(len(each["words"]) == 2 for each in reading)
 
 
+def test_photos_are_read_out_one_after_the_other(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words get their ids in the order of the photos, which threads side by side would not keep."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("photos were worked on side by side")
+
+    monkeypatch.setattr("zsseg.predict.side_by_side", refuse)
+    predict(trained, tmp_path, "--vocabulary", "500")
+    with pytest.raises(AssertionError, match="side by side"):  # where words are given, they may be
+        predict(trained, tmp_path, "--classes", "zebra", "--force")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
