@@ -501,13 +501,38 @@ def test_layers_that_do_more_with_their_weights_keep_them() -> None:
     assert [parameter.dtype for parameter in layers.parameters()] == [torch.float32] * 2 + [torch.bfloat16] * 2
 
 
+@torch.inference_mode()
+def test_folded_batch_normalisation_changes_no_feature() -> None:
+    """lite0 without its batch normalisations gives the same features, outputs and gate, up to float32's rounding."""
+    net = with_drawn_statistics(small("lite0", gate=True, anchors=3))
+    folded = copy.deepcopy(net)
+    folded.fold()
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules()) > 40
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
+    given, found = ([*each.features(images((64, 96))), each(images((64, 96)))] for each in (net, folded))
+    for one, two in zip(given, found, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
+
+
+@each_variant
+@torch.inference_mode()
+def test_every_network_can_be_folded(model: ModelName, options: dict[str, Any]) -> None:
+    """Where nothing is folded, nothing changes."""
+    net = with_drawn_statistics(small(model, **options))
+    before = net(images((33, 65)))
+    net.fold()
+    torch.testing.assert_close(net(images((33, 65))), before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
 def test_a_loaded_model_has_weights_of_its_precision(tmp_path: Path, precision: Precision, dtype: torch.dtype) -> None:
-    """Training goes on with what is recorded, prediction with what it would be rounded to."""
+    """Training goes on with what is recorded, prediction with what it would be rounded to, or folded in float32."""
     path = write_model(tmp_path / "model.h5", small("lite0"))
     net = load_model(path, device="cpu", precision=precision).net
     assert isinstance(net, EncoderNet)
     assert net.project.weight.dtype == dtype
+    normed = any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+    assert normed == (precision == "bfloat16")
     assert net.project.weight.is_contiguous(memory_format=torch.channels_last)
     with open_artifact(path, "model") as artifact:
         assert same_state(restore_net(artifact), small("lite0").state_dict())

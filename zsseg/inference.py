@@ -90,7 +90,8 @@ class Model:
     """A trained model, ready to predict. Made by `load_model` (`zsseg.load`).
 
     Attributes:
-        net: The network, in evaluation mode; in bfloat16 its weights may be rounded (`models.rounding`).
+        net: The network, in evaluation mode; with weights for prediction alone: rounded (`models.rounding`)
+            or folded (`models.folding`).
         names: Class names, C of them.
         seen: Ids of the seen classes.
         unseen: Ids of the unseen classes.
@@ -150,6 +151,8 @@ def load_model(path: Path, *, device: Device | str = "auto", precision: Precisio
         net = restore_net(artifact).eval()
         if taken == "bfloat16":
             to_bfloat16(net)
+        else:
+            net.fold()
         return Model(
             net=net.to(chosen),
             names=tuple(artifact.strings("names")),

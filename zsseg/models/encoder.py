@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zsseg.models.anchors import Anchors
 from zsseg.models.backbone import full_name
+from zsseg.models.folding import fold_batch_norms
 from zsseg.models.gate import Gate
 from zsseg.models.net import SegmentationNet
 
@@ -98,6 +99,13 @@ class EncoderNet(SegmentationNet):
             return None
         prior: Tensor = self.anchors(features[1][:, -self.context.in_channels :])
         return prior
+
+    def fold(self) -> None:
+        """Fold an EfficientNet's batch normalisations into its convolutions."""
+        from timm.models.efficientnet import EfficientNetFeatures
+
+        if isinstance(self.backbone, EfficientNetFeatures):
+            fold_batch_norms(self.backbone)
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the timm backbone."""

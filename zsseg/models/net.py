@@ -80,6 +80,9 @@ class SegmentationNet(nn.Module):
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
 
+    def fold(self) -> None:
+        """Fold batch normalisation into convolutions where it can be, in place: for prediction in float32 only."""
+
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules that `features` runs: those that `--frozen` leaves as they are."""
         raise NotImplementedError
