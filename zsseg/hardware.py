@@ -77,6 +77,11 @@ def multiplies_tiles() -> bool:
     return _cpu_says("_is_amx_tile_supported")
 
 
+def has_avx512() -> bool:
+    """Return whether the processor has AVX-512."""
+    return _cpu_says("_is_avx512_supported")
+
+
 def _cpu_has_bfloat16() -> bool:
     """AMX or AVX512-BF16; without one of them bfloat16 is emulated, slower than float32."""
     return multiplies_tiles() or _cpu_says("_is_avx512_bf16_supported")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-ROWS, FEW_ROWS, COLUMNS = 256, 64, 512  # of the weights that are multiplied at a time
+MANY_ROWS, ROWS, FEW_ROWS, COLUMNS = 1024, 256, 64, 512  # of the weights that are multiplied at a time
 
 Products = list[tuple[Tensor, Tensor]]
 
@@ -72,11 +72,13 @@ class _Product(torch.autograd.Function):
         ctx.products = products
         matrix = as_matrix(kernels)
         if kept is None:
+            if matrix.dtype == cells.dtype == torch.float32:  # by MKL, which takes a third longer for all at once
+                return torch.cat([part @ cells.T for part in torch.split(matrix, MANY_ROWS)]).T
             if matrix.dtype == cells.dtype:  # no copy is made, as of weights rounded for prediction
                 return cells @ matrix.T
             return torch.cat([cells @ part.to(cells.dtype).T for part in torch.split(matrix, ROWS)], dim=1)
         outputs = cells.new_zeros(len(cells), len(matrix))
-        for few in torch.split(kept, FEW_ROWS):
+        for few in torch.split(kept, FEW_ROWS if cells.dtype != matrix.dtype else 2 * FEW_ROWS):
             outputs[:, few] = cells @ matrix.index_select(0, few).to(cells.dtype).T
         return outputs
 
