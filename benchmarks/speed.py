@@ -1,6 +1,6 @@
 """How fast zsseg is beside what people run today: the table of docs/performance.md.
 
-    python benchmarks/speed.py [--json FILE] [--only NAME] [--repeats 5]
+    python benchmarks/speed.py [--json FILE] [--only NAME[,NAME...]] [--repeats 5]
 
 Needs `pip install zsseg[bench]`, and `pip install --no-deps torchfcn`, whose models do not need its dependencies.
 
@@ -71,6 +71,7 @@ Side = tuple[Callable[[], Any], str]  # one run of the work, whose result is com
 FCN = [(model, work) for model in ("fcn32s", "fcn8s") for work in ("step", "forward")]
 ROWS = [f"{model}-{work}-{dim}" for model, work in FCN for dim in (20, 50, 100)]
 ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval", "eval-222", "eval-photos"]
+ALONE = ["growth", "waiting", "gpu"]  # without a peer
 ANIMALS = Path(os.environ.get("ZSSEG_TEST_DATA", "../shared/data")) / "voc-animals/VOC2012"
 TOLERANCE = {
     "step": "first loss within 1 %", "forward": "shape of the output", "nne": "99.99 % of the pixels",
@@ -84,21 +85,23 @@ def main() -> None:
     """Run the rows and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--only", help="the row of this name, else those whose name begins so")
+    parser.add_argument("--only", help="the row of this name, else those whose name begins so; several, by commas")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--side", nargs=2, metavar=("ROW", "WHO"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.side:
         serve(*given.side)
         return
-    wanted = [given.only] if given.only in ROWS else [name for name in ROWS if name.startswith(given.only or "")]
+    wanted = chosen(given.only.split(",")) if given.only else [*ROWS, *ALONE]
+    if not wanted:
+        parser.error(f"--only {given.only}: no such row; there are {', '.join([*ROWS, *ALONE])}")
     if "eval-photos" in wanted and not ANIMALS.is_dir():
         print(f"eval-photos: left out, no photos at {ANIMALS}; set ZSSEG_TEST_DATA", file=sys.stderr)
         wanted.remove("eval-photos")
-    rows = [row(name, given.repeats) for name in wanted]
-    growth = growth_curves() if not given.only or given.only == "growth" else {}
-    waiting = data_wait() if not given.only or given.only == "waiting" else None
-    gpu = gpu_rows() if DEVICE.type == "cuda" and (not given.only or given.only == "gpu") else []
+    rows = [row(name, given.repeats) for name in ROWS if name in wanted]
+    growth = growth_curves() if "growth" in wanted else {}
+    waiting = data_wait() if "waiting" in wanted else None
+    gpu = gpu_rows() if DEVICE.type == "cuda" and "gpu" in wanted else []
     about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if given.json:
         given.json.write_text(
@@ -119,6 +122,12 @@ def main() -> None:
         print(f"waiting for data: {100 * waiting:.1f} % of a step")
     for each in gpu:
         print(each)
+
+
+def chosen(names: list[str]) -> list[str]:
+    """Return the rows of these names; a name that is none stands for all that begin so."""
+    known = [*ROWS, *ALONE]
+    return [each for name in names for each in ([name] if name in known else [k for k in known if k.startswith(name)])]
 
 
 def row(name: str, repeats: int) -> dict[str, Any]:
@@ -244,8 +253,8 @@ def our_fcn(model: str, work: str, dim: int) -> Callable[[], Any]:
     net = build(model, dim).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[arg-type]
     set_mode(net, training=work == "step")
     precision = choose_precision("auto", DEVICE)
-    if work == "forward" and precision == "bfloat16":
-        to_bfloat16(net)  # as `load_model` does
+    if work == "forward":  # as `load_model` does
+        to_bfloat16(net) if precision == "bfloat16" else net.fold()
     pixels, labels, seen = photo()
     vectors = unit_vectors(dim)
     sampled = torch.from_numpy(sample_labels(labels[0].cpu().numpy().astype(np.uint8)))[None].to(DEVICE)
