@@ -22,6 +22,9 @@ computed is compared in the same run, within the row's tolerance. Names:
     growth                                   seconds against pixels, classes, dims and images, memory against images,
                                              and the slope on logarithmic axes (1: linear); no peer
     waiting                                  share of fine-tuning's time that a step waits for its batch; no peer
+    layers                                   milliseconds of FCN's 3 × 3 convolutions at 512 × 384, as PyTorch does them
+                                             and with Winograd's scheme for the precision; outputs, then the gradients
+                                             of input and kernels together; no peer, only on a processor
     gpu                                      training of fcn8s and lite0 at batch 1 to 64, nearest of 21 to 400,000
                                              classes; only where there is a GPU; no peer
 """
@@ -58,7 +61,7 @@ from zsseg.hardware import autocast, choose_device, choose_precision, keep_freed
 from zsseg.images import decode_label_map, encode_label_map
 from zsseg.inference import label_map, nearest_classes, nne_scores
 from zsseg.metrics import confusion
-from zsseg.models import build
+from zsseg.models import build, winograd
 from zsseg.models.rounding import to_bfloat16
 from zsseg.optimizer import AdamW
 from zsseg.state import set_mode
@@ -71,7 +74,7 @@ Side = tuple[Callable[[], Any], str]  # one run of the work, whose result is com
 FCN = [(model, work) for model in ("fcn32s", "fcn8s") for work in ("step", "forward")]
 ROWS = [f"{model}-{work}-{dim}" for model, work in FCN for dim in (20, 50, 100)]
 ROWS += ["nne", "nne-400k", "confusion", "data", "folder", "eval", "eval-222", "eval-photos"]
-ALONE = ["growth", "waiting", "gpu"]  # without a peer
+ALONE = ["growth", "waiting", "layers", "gpu"]  # without a peer
 ANIMALS = Path(os.environ.get("ZSSEG_TEST_DATA", "../shared/data")) / "voc-animals/VOC2012"
 TOLERANCE = {
     "step": "first loss within 1 %", "forward": "shape of the output", "nne": "99.99 % of the pixels",
@@ -101,11 +104,15 @@ def main() -> None:
     rows = [row(name, given.repeats) for name in ROWS if name in wanted]
     growth = growth_curves() if "growth" in wanted else {}
     waiting = data_wait() if "waiting" in wanted else None
+    layers = layer_rows(given.repeats) if DEVICE.type == "cpu" and "layers" in wanted else []
     gpu = gpu_rows() if DEVICE.type == "cuda" and "gpu" in wanted else []
     about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if given.json:
         given.json.write_text(
-            json.dumps({"machine": about, "rows": rows, "growth": growth, "waiting": waiting, "gpu": gpu}, indent=1)
+            json.dumps(
+                {"machine": about, "rows": rows, "growth": growth, "waiting": waiting, "layers": layers, "gpu": gpu},
+                indent=1,
+            )
         )
     print(about)
     print("| row | ours, s | peer, s | ratio | ours, MB | peer, MB | same | tolerance |")
@@ -120,7 +127,7 @@ def main() -> None:
         print(f"{name}: " + ", ".join(f"{size:,}: {value:.4g}" for size, value in curve) + f"; slope {slope:.2f}")
     if waiting is not None:
         print(f"waiting for data: {100 * waiting:.1f} % of a step")
-    for each in gpu:
+    for each in [*layers, *gpu]:
         print(each)
 
 
@@ -547,6 +554,58 @@ def training_step(model: str, dim: int) -> Callable[[Tensor, Tensor], None]:
         optimizer.zero_grad()
 
     return step
+
+
+def layer_rows(repeats: int) -> list[dict[str, Any]]:
+    """Return milliseconds of FCN's layers, plainly and by Winograd's scheme in turns, whether or not that is in use."""
+    keep_freed_memory()
+    narrow = choose_precision("auto", DEVICE) == "bfloat16"
+    dtype, scheme = (torch.bfloat16, winograd.F2) if narrow else (torch.float32, winograd.F4)
+    return [
+        layer_row(*layer, dtype, scheme, repeats)
+        for layer in [
+            (64, 64, 384, 512),
+            (128, 128, 192, 256),
+            (256, 256, 96, 128),
+            (512, 512, 48, 64),
+            (512, 512, 24, 32),
+        ]
+    ]
+
+
+def layer_row(
+    inputs: int, outputs: int, height: int, width: int, dtype: torch.dtype, scheme: winograd.Scheme, repeats: int
+) -> dict[str, Any]:
+    """Return the medians of one layer, and how far its outputs by the scheme are from a plain convolution's."""
+    conv = torch.nn.Conv2d(inputs, outputs, 3, padding=1).to(memory_format=torch.channels_last)
+    maps = torch.randn(1, inputs, height, width).relu().to(dtype, memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.randn(1, outputs, height, width).to(dtype, memory_format=torch.channels_last)
+
+    def by_scheme() -> Tensor:
+        return winograd._Convolution.apply(maps, conv.weight, conv.bias, scheme, True)
+
+    def plainly() -> Tensor:
+        with autocast("bfloat16" if dtype == torch.bfloat16 else "float32", DEVICE):
+            return conv(maps)
+
+    times: dict[str, list[float]] = {}
+    found = {}
+    for _ in range(repeats + 1):
+        for name, work in (("plain", plainly), ("scheme", by_scheme)):
+            start = time.perf_counter()
+            found[name] = work()
+            middle = time.perf_counter()
+            torch.autograd.grad(found[name], [maps, conv.weight], gradient)
+            times.setdefault(f"{name}, outputs", []).append(1000 * (middle - start))
+            times.setdefault(f"{name}, gradients", []).append(1000 * (time.perf_counter() - middle))
+    off = (found["scheme"] - found["plain"]).float().norm() / found["plain"].float().norm()
+    medians = {name: round(statistics.median(each[1:]), 1) for name, each in times.items()}
+    return {
+        "layer": f"{inputs} to {outputs}, {width} × {height}",
+        "dtype": str(dtype),
+        **medians,
+        "off": float(f"{off:.2g}"),
+    }
 
 
 def gpu_rows() -> list[dict[str, Any]]:

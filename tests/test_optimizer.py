@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zsseg import distributed
 from zsseg.models import build
-from zsseg.models.wide import WideConv2d, as_matrix
+from zsseg.models.wide import MANY_ROWS, WideConv2d, as_matrix
 from zsseg.optimizer import AdamW
 
 RATE = 0.01
@@ -239,7 +239,7 @@ def test_forgotten_gradients_are_gone() -> None:
 def test_wide_layers_convolve(kernel: int, layout: torch.memory_format) -> None:
     """Outputs and gradients are those of a convolution, however maps and weights lie."""
     torch.manual_seed(0)
-    layer = WideConv2d(5, 300, kernel, padding=kernel // 2).to(memory_format=layout)  # type: ignore[call-overload]
+    layer = WideConv2d(5, MANY_ROWS + 3, kernel, padding=kernel // 2).to(memory_format=layout)  # type: ignore[call-overload]
     maps = torch.randn(2, 5, 6, 9).to(memory_format=layout).requires_grad_()
     outputs = layer(maps)
     expected = F.conv2d(maps, layer.weight, layer.bias, padding=kernel // 2)

@@ -20,3 +20,10 @@ def test_a_row_measures_both_sides_and_compares_their_results(tmp_path: Path) ->
     assert row["same"]
     assert row["ratio"] == row["peer"] / row["ours"]
     assert row["ours_mb"] > 0
+
+
+def test_a_row_that_there_is_not_is_refused() -> None:
+    """It names those that there are, instead of measuring nothing."""
+    done = subprocess.run([sys.executable, str(SPEED), "--only", "nnex"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "nnex: no such row; there are fcn32s-step-20" in done.stderr

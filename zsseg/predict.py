@@ -138,9 +138,9 @@ def predict(
         photos = _named(photo for path in images for photo in _expand(path, opened))
         if not photos:
             raise DataError(f"{', '.join(map(str, images))}: no validation photo to predict; name photos or a folder")
+        _check_pictures(photos, pictures, force=force)
         loaded = load_model(model, device=config.device, precision=config.precision)
         labeller = _labeller(loaded, model, config, labels, Places(tuple(vectors), (model.parent, Path())))
-        _check_pictures(photos, pictures, force=force)
         distributed.check_same("photos and model", (list(photos), loaded.digest, loaded.precision))
         unfinished = _shared_drafts(pictures, out, opened)
         params = _params(config, loaded, labeller)

@@ -139,8 +139,14 @@ _SIXTHS = torch.tensor(
         [0, 0, 1],
     ]
 )
-F2 = Scheme(2, 128 * 256, 768 * 256, 196, _HALVES, _of_inputs_2, _to_outputs_2, _of_outputs_2)
-F4 = Scheme(4, 128 * 128, 384 * 256, 48, _SIXTHS, _of_inputs_4, _to_outputs_4, _of_outputs_4)
+F2 = Scheme(
+    outputs=2, least=128 * 256, numbers=768 * 256, fewest=196,
+    of_kernels=_HALVES, of_inputs=_of_inputs_2, to_outputs=_to_outputs_2, of_outputs=_of_outputs_2,
+)  # fmt: skip
+F4 = Scheme(
+    outputs=4, least=128 * 128, numbers=384 * 256, fewest=48,
+    of_kernels=_SIXTHS, of_inputs=_of_inputs_4, to_outputs=_to_outputs_4, of_outputs=_of_outputs_4,
+)  # fmt: skip
 # oneDNN's gradients of kernels, float32 and channels last, reach a fifth of the processor's rate without AVX-512
 LEAST_OF_KERNELS = 64 * 64
 
