@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import h5py
@@ -32,12 +31,14 @@ def test_info(kind: Kind, trained: Path) -> None:
     assert "names" in table
 
 
-def test_other_kinds(trained: Path, tmp_path: Path) -> None:
+def test_other_kinds(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores, predictions and kept features say what they are, too."""
     at = ("--workspace", trained)
+    monkeypatch.setenv("ZSSEG_FEATURES", str(tmp_path / "kept"))
+    zsseg("train", *at, "--out", tmp_path / "model.h5", "--epochs", "1", "--calibration", "none")
     zsseg("eval", *at, "--out", tmp_path / "scores.h5")
     zsseg("predict", trained / "images" / "five.png", *at, "--out", tmp_path / "p.h5", "--pictures", tmp_path)
-    kept = next(Path(os.environ["ZSSEG_FEATURES"]).glob("*.h5"))
+    (kept,) = (tmp_path / "kept").glob("*.h5")
     reports = json.loads(zsseg("info", tmp_path / "scores.h5", tmp_path / "p.h5", kept, "--json", "-").stdout)
     assert [each["kind"] for each in reports] == ["scores", "predictions", "features"]
     assert "4 photos" in reports[2]["about"]
