@@ -63,7 +63,8 @@ def make_space(folder: Path) -> Space:
         writer.put("names", ["a", "b"])
         writer.put("images", [0, 2])
         writer.put("shapes", np.array([[[2, 3, 4]], [[1, 3, 4]]]))
-        writer.put("maps", [np.zeros(24, np.float16).tobytes(), np.ones(12, np.float16).tobytes()])
+        writer.extend("maps", np.zeros(24, np.float16))
+        writer.extend("maps", np.ones(12, np.float16))
     seeds: dict[str, list[tuple[str, bytes]]] = {
         kind: [(f"{kind}.h5", (folder / f"{kind}.h5").read_bytes())] for kind in SCHEMA
     }

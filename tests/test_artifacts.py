@@ -151,6 +151,56 @@ def test_appended_equals_put(tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows.array("mean_scores"), values["mean_scores"])
 
 
+def write_maps(path: Path, numbers: np.ndarray, lots: list[int] | None) -> Path:
+    """Write a features artifact of one photo, its maps whole or in lots."""
+    with create(path, "features", params={}, inputs={}) as writer:
+        writer.put("names", ["a"])
+        writer.put("images", [0])
+        writer.put("shapes", [[[1, 1, len(numbers)]]])
+        if lots is None:
+            writer.put("maps", numbers)
+        else:
+            for lot in np.split(numbers, np.cumsum(lots)):
+                writer.extend("maps", lot)
+    return path
+
+
+def test_extended_equals_put(tmp_path: Path) -> None:
+    """Numbers that are added in lots have the digest of those put whole, and any run of them is what was written."""
+    together = artifacts.MAX_CHUNK // 2
+    rng = np.random.default_rng(0)
+    numbers = rng.normal(size=3 * together + 5).astype(np.float16)
+    digests = set()
+    for name, lots in (("put", None), ("extended", [1, together, 0, 700])):
+        with open_artifact(write_maps(tmp_path / f"{name}.h5", numbers, lots), "features") as artifact:
+            digests.add(artifact.digest)
+            run = artifact.runs("maps")
+            ends = [*rng.integers(0, len(numbers), (40, 2)).tolist(), (0, len(numbers)), (together, 2 * together)]
+            for start, end in (sorted(each) for each in ends):
+                assert np.array_equal(run(start, end), numbers[start:end])
+            for start, end in ((-1, 3), (3, len(numbers) + 1), (3, 2)):
+                with pytest.raises(ArtifactError, match="ends before"):
+                    run(start, end)
+    assert len(digests) == 1
+    with pytest.raises(ArtifactError, match="closed"):
+        run(0, 1)
+
+
+def test_numbers_that_the_file_lacks_are_missed(tmp_path: Path) -> None:
+    """A field that was never written, and a file that was cut while it was open, are errors, not zeros."""
+    path = write_maps(tmp_path / "a.h5", np.ones(9, np.float16), [4])
+    with h5py.File(path, "r+") as file:
+        del file["maps"]
+        file.create_dataset("maps", shape=(9,), maxshape=(None,), chunks=(9,), dtype=np.float16)
+    with open_artifact(path, "features", verify=False) as artifact, pytest.raises(ArtifactError, match="not whole"):
+        artifact.runs("maps")(0, 9)
+    path = write_maps(tmp_path / "b.h5", np.ones(9, np.float16), None)
+    with open_artifact(path, "features") as artifact:
+        os.truncate(path, 100)
+        with pytest.raises(ArtifactError, match="not whole"):
+            artifact.runs("maps")(0, 9)
+
+
 @pytest.mark.parametrize("changed", ["params", "inputs", "field"])
 def test_digest_covers(changed: str, tmp_path: Path) -> None:
     """The digest depends on the settings, on the inputs and on every value."""

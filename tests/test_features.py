@@ -13,7 +13,7 @@ from tiny import write_folder
 from torch import Tensor, nn
 
 from zsseg import features
-from zsseg.artifacts import Artifact, open_artifact
+from zsseg.artifacts import Artifact, create, open_artifact
 from zsseg.config import FetchConfig, feature_folder
 from zsseg.features import StoredFeatures, feature_key, kept_features
 from zsseg.fetch import fetch_data
@@ -109,6 +109,21 @@ def test_a_damaged_file_is_computed_again(data: Artifact, tmp_path: Path) -> Non
         before = net.runs
         assert kept(tmp_path / "kept", net, data, [0, 1]).maps(0)[0].tobytes() == numbers
         assert net.runs == before + 2
+
+
+def test_maps_of_other_sizes_than_the_file_says_are_computed_again(data: Artifact, tmp_path: Path) -> None:
+    """A file with a number too few for its shapes is no features, though its digest holds."""
+    net = CountingNet()
+    kept(tmp_path / "kept", net, data, [0, 1])
+    (path,) = (tmp_path / "kept").glob("*.h5")
+    with open_artifact(path, "features") as whole, create(tmp_path / "short", "features", params={}, inputs={}) as out:
+        out.put("names", whole.strings("names"))
+        out.put("images", whole.array("images"))
+        out.put("shapes", whole.array("shapes"))
+        out.put("maps", whole.array("maps")[:-1])
+    (tmp_path / "short").replace(path)
+    assert len(kept(tmp_path / "kept", net, data, [0, 1]).maps(1)) == 2
+    assert net.runs == 4
 
 
 def test_the_folder_stays_within_its_limit(data: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,18 @@ class Writer:
         rows[-1] = _row(value, field)
         self._disk.check()
 
+    def extend(self, name: str, values: NDArray[Any]) -> None:
+        """Add numbers to a field of one axis, likewise; `Artifact.runs` reads them as fast as the disk does."""
+        dtype = np.dtype(SCHEMA[self._kind][name].dtype)
+        if name not in self._file:
+            together = MAX_CHUNK // dtype.itemsize
+            self._file.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(together,), dtype=dtype)
+        numbers = self._file[name]
+        start = len(numbers)
+        numbers.resize(start + len(values), axis=0)
+        numbers[start:] = values
+        self._disk.check()
+
     def _rows(self, name: str, field: Field, tail: tuple[int, ...] = ()) -> Any:
         return self._file.create_dataset(
             name, shape=(0, *tail), maxshape=(None, *tail), chunks=(256, *tail), dtype=_h5_dtype(field)
@@ -173,16 +185,34 @@ class Artifact:
         with _reading(self.path, self.kind):
             return bytes(self._fields[name][index].tobytes())
 
-    def rows(self, name: str) -> Callable[[int], NDArray[np.uint8]]:
-        """Return what reads one row of a "bytes" field as an array; looking a field up takes as long as reading it."""
+    def runs(self, name: str) -> Callable[[int, int], NDArray[Any]]:
+        """Return what reads the numbers from one place to another of a field of one axis, from any thread.
+
+        It asks the system for them where HDF5 has put them: HDF5 reads for one thread at a time, and no other one of
+        Python's goes on meanwhile. Nothing else is done to them, for zsseg writes plain numbers.
+        """
         with _reading(self.path, self.kind):
             field = self._fields[name]
+            together, starts = _places(field)
+            length, dtype, descriptor = len(field), field.dtype, self._file.id.get_vfd_handle()
 
-        def row(index: int) -> NDArray[np.uint8]:
+        def run(start: int, end: int) -> NDArray[Any]:
             with _reading(self.path, self.kind):
-                return np.asarray(field[index], dtype=np.uint8)
+                if not self._file:
+                    raise ValueError("it was closed")  # and its descriptor may be another file's by now
+                if not 0 <= start <= end <= length:
+                    raise ValueError(f"field {name!r} ends before its numbers {start} to {end}")
+                numbers = np.empty(end - start, dtype)
+                while start < end:
+                    chunk, skipped = divmod(start, together)
+                    part = numbers[len(numbers) - (end - start) :][: together - skipped]
+                    place = starts[chunk] + skipped * dtype.itemsize
+                    if starts[chunk] < 0 or os.preadv(descriptor, [part.view(np.uint8).data], place) != part.nbytes:
+                        raise ValueError(f"field {name!r} is not whole")
+                    start += len(part)
+                return numbers
 
-        return row
+        return run
 
     def arrays(self, name: str) -> dict[str, NDArray[Any]]:
         """Return an "arrays" field as a dictionary."""
@@ -681,7 +711,7 @@ def _digest(attributes: Mapping[str, Any], fields: Mapping[str, Any], kind: Kind
                     raise ValueError(f"the rows of field {name!r} are larger than the file")
                 sha.update(len(raw).to_bytes(8, "little") + raw)
         else:
-            _digest_array(sha, name, field[()])
+            _digest_rows(sha, name, field)
     return sha.hexdigest()
 
 
@@ -689,6 +719,29 @@ def _digest_array(sha: Any, name: str, array: NDArray[Any]) -> None:
     array = np.asarray(array)
     sha.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
     sha.update(np.ascontiguousarray(array).tobytes())
+
+
+def _digest_rows(sha: Any, name: str, field: h5py.Dataset) -> None:
+    """Digest a field like an array, a part at a time, for some fill gigabytes."""
+    sha.update(f"{name} {field.dtype.str} {field.shape}\n".encode())
+    rows = max(1, MAX_CHUNK * len(field) // max(1, field.nbytes))
+    for start in range(0, len(field), rows):
+        sha.update(np.asarray(field[start : start + rows]).tobytes())
+
+
+def _places(field: h5py.Dataset) -> tuple[int, NDArray[np.int64]]:
+    """Return how many numbers of a field of one axis lie together, and where in the file each lot does; -1: nowhere."""
+    if field.chunks is None:
+        place = field.id.get_offset()
+        return max(len(field), 1), np.array([-1 if place is None else place])
+    (together,) = field.chunks
+    starts = np.full(-(-len(field) // together), -1, dtype=np.int64)
+
+    def note(chunk: Any) -> None:
+        starts[chunk.chunk_offset[0] // together] = chunk.byte_offset
+
+    field.id.chunk_iter(note)
+    return together, starts
 
 
 def _h5_dtype(field: Field) -> Any:

@@ -1,6 +1,6 @@
 """Backbone features of photos, computed once and kept on the disk, so that a frozen backbone runs once in all.
 
-A features artifact holds the maps of each photo as float16 numbers, one row a photo: what one window of a batch is cut
+A features artifact holds the maps as float16 numbers, one photo after the other: what one window of a batch is cut
 from is one read. It depends on the photos, the backbone's own parameters, how it is computed and on what machine, all
 of which `feature_key` digests into its name; not on split, labels, head, loss, class vectors or seed. No label is
 in it.
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -48,10 +50,12 @@ class StoredFeatures:
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        self._artifact = artifact
         self._shapes = artifact.array("shapes").tolist()
-        self._maps = artifact.rows("maps")
+        self._numbers = artifact.runs("maps")
         self._rows = {index: row for row, index in enumerate(artifact.array("images").tolist())}
+        self._ends = list(itertools.accumulate(sum(map(math.prod, shapes)) for shapes in self._shapes))
+        if artifact.shape("maps")[1] != (self._ends[-1] if self._ends else 0,):
+            raise ArtifactError(f"{artifact.path}: damaged (its maps have other sizes than it says); remove the file")
 
     @property
     def images(self) -> list[int]:
@@ -60,18 +64,18 @@ class StoredFeatures:
 
     def raw(self, index: int) -> tuple[list[list[int]], bytes]:
         """Return shapes and bytes of one photo's maps."""
-        row = self._rows[index]
-        return self._shapes[row], self._artifact.bytes_at("maps", row)
+        return self._shapes[self._rows[index]], self._photo(index).tobytes()
 
     def maps(self, index: int) -> Maps:
         """Return the feature maps of one photo, float16 (h, w, K) each, finest first."""
+        shapes = self._shapes[self._rows[index]]
+        ends = list(itertools.accumulate(map(math.prod, shapes)))
+        parts = np.split(self._photo(index), ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _photo(self, index: int) -> NDArray[np.float16]:
         row = self._rows[index]
-        shapes, raw = self._shapes[row], self._maps(row)
-        ends = np.cumsum([height * width * channels for height, width, channels in shapes])
-        if not shapes or 2 * ends[-1] != len(raw):
-            raise ArtifactError(f"{self._artifact.path}: the maps of image {index} have another size; remove the file")
-        numbers = raw.view(np.float16)
-        return [part.reshape(shape) for part, shape in zip(np.split(numbers, ends[:-1]), shapes, strict=True)]
+        return self._numbers(self._ends[row - 1] if row else 0, self._ends[row])
 
 
 def feature_key(net: SegmentationNet, data: Artifact, settings: Sequence[object], precision: Precision) -> str:
@@ -132,7 +136,7 @@ def store_features(
             shapes = []
             for index in progress.track(wanted, "backbone features", len(wanted)):
                 shape, encoded = old.raw(index) if old and index in had else next(computed)
-                writer.append("maps", encoded)
+                writer.extend("maps", np.frombuffer(encoded, dtype=np.float16))
                 shapes.append(shape)
             writer.put("names", data.strings("names"))
             writer.put("images", wanted)

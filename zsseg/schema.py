@@ -105,6 +105,6 @@ SCHEMA: dict[Kind, dict[str, Field]] = {
         "names": Field("str", ("C",), "class names of the data, in index order"),
         "images": Field("int64", ("N",), "indices of the images in data, ascending"),
         "shapes": Field("int32", ("N", "M", 3), "height, width and channels of each image's maps, finest first"),
-        "maps": Field("bytes", ("N",), "the maps' float16 numbers one after the other, channels last"),
+        "maps": Field("float16", ("L",), "the numbers of all maps one after the other, channels last"),
     },
 }
