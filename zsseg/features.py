@@ -126,7 +126,8 @@ def store_features(
         had = set(distributed.from_main(old.images if old else []))
         wanted = sorted(had | {int(index) for index in indices})
         missing = [index for index in wanted if index not in had]
-        computed = distributed.in_order(missing, lambda index: _computed(net, data, index, precision))
+        folded = net.folded(precision, next(net.parameters()).device)
+        computed = distributed.in_order(missing, lambda index: _computed(folded, data, index, precision))
         if not distributed.is_main():
             deque(computed, maxlen=0)
             distributed.barrier()  # until rank 0 has written them

@@ -91,7 +91,7 @@ class Model:
 
     Attributes:
         net: The network, in evaluation mode; with weights for prediction alone: rounded (`models.rounding`)
-            or folded (`models.folding`).
+            and folded (`models.folding`).
         names: Class names, C of them.
         seen: Ids of the seen classes.
         unseen: Ids of the unseen classes.
@@ -148,11 +148,9 @@ def load_model(path: Path, *, device: Device | str = "auto", precision: Precisio
     chosen = choose_device(device)  # type: ignore[arg-type]  # an unknown name fails in torch.device
     taken = choose_precision(precision, chosen)
     with open_artifact(path, "model") as artifact:
-        net = restore_net(artifact).eval()
+        net = restore_net(artifact).eval().folded(taken, chosen)
         if taken == "bfloat16":
             to_bfloat16(net)
-        else:
-            net.fold()
         return Model(
             net=net.to(chosen),
             names=tuple(artifact.strings("names")),

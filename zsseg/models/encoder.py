@@ -9,10 +9,13 @@ backbone's maps are normalised over channels (their scale, about 8, otherwise st
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg.config import Precision
 from zsseg.models.anchors import Anchors
 from zsseg.models.backbone import full_name
 from zsseg.models.folding import fold_batch_norms
@@ -100,12 +103,16 @@ class EncoderNet(SegmentationNet):
         prior: Tensor = self.anchors(features[1][:, -self.context.in_channels :])
         return prior
 
-    def fold(self) -> None:
-        """Fold an EfficientNet's batch normalisations into its convolutions."""
+    def folded(self, precision: Precision, device: torch.device) -> EncoderNet:
+        """Return a copy with an EfficientNet's batch normalisations in its convolutions, otherwise itself."""
         from timm.models.efficientnet import EfficientNetFeatures
 
-        if isinstance(self.backbone, EfficientNetFeatures):
-            fold_batch_norms(self.backbone)
+        rounds_bias = precision == "bfloat16" and device.type != "cpu"
+        if rounds_bias or not isinstance(self.backbone, EfficientNetFeatures):
+            return self
+        net = copy.deepcopy(self)
+        fold_batch_norms(net.backbone, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+        return net
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the timm backbone."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg.config import Precision
 from zsseg.distributed import Part
 
 PAD_TO = 32  # pixels; the coarsest stride of every backbone with a pyramid of maps divides it
@@ -80,8 +82,14 @@ class SegmentationNet(nn.Module):
         height, width = images.shape[-2:]
         return F.pad(images, (0, -width % self.pad_to, 0, -height % self.pad_to))
 
-    def fold(self) -> None:
-        """Fold batch normalisation into convolutions where it can be, in place: for prediction in float32 only."""
+    def folded(self, precision: Precision, device: torch.device) -> SegmentationNet:  # noqa: ARG002
+        """Return the same network for prediction alone, batch normalisations folded where that pays, or itself.
+
+        Args:
+            precision: "float32" or "bfloat16", as it will compute.
+            device: Where it will compute.
+        """
+        return self
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the modules that `features` runs: those that `--frozen` leaves as they are."""
