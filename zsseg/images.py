@@ -217,7 +217,7 @@ def _rgb(image: Image.Image) -> UInt8:
     top = max((float(_deep_values(image.crop(box)).max(initial=0)) for box in boxes), default=0.0) if deep else 0.0
     rgb = np.empty((height, width, 3), dtype=np.uint8)
     for box in boxes:
-        strip = image.crop(box)
+        strip = image.crop(box) if len(boxes) > 1 else image
         rgb[box[1] : box[3]] = np.asarray(_scaled(strip, top) if deep else _to_rgb(strip))
     return rgb
 
@@ -240,6 +240,8 @@ def _scaled(image: Image.Image, top: float) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image  # `convert` would copy it
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

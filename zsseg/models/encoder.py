@@ -10,6 +10,7 @@ backbone's maps are normalised over channels (their scale, about 8, otherwise st
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from zsseg.models.net import SegmentationNet
 
 WIDTH = 256
 SKIP_WIDTH = 128
+Module = TypeVar("Module", bound=nn.Module)
 CLASSIFIER_WIDTH, IMAGENET_CLASSES = 1280, 1000  # of every EfficientNet-Lite0
 
 
@@ -104,16 +106,23 @@ class EncoderNet(SegmentationNet):
         return prior
 
     def folded(self, precision: Precision, device: torch.device) -> EncoderNet:
-        """Return a copy with an EfficientNet's batch normalisations in its convolutions, otherwise itself."""
+        """Return a twin with an EfficientNet's batch normalisations in its convolutions, otherwise itself."""
         from timm.models.efficientnet import EfficientNetFeatures
 
         rounds_bias = precision == "bfloat16" and device.type != "cpu"
         if rounds_bias or not isinstance(self.backbone, EfficientNetFeatures):
             return self
-        net = copy.deepcopy(self)
+        net = _twin(self)
         fold_batch_norms(net.backbone, torch.bfloat16 if precision == "bfloat16" else torch.float32)
         return net
 
     def backbone_modules(self) -> list[nn.Module]:
         """Return the timm backbone."""
         return [self.backbone]
+
+
+def _twin(module: Module) -> Module:
+    """Return a module with the same parameters, whose layers can be replaced without those of the first."""
+    twin = copy.copy(module)
+    twin._modules = {name: None if child is None else _twin(child) for name, child in module._modules.items()}
+    return twin
