@@ -142,9 +142,9 @@ def take_part(net: SegmentationNet, part: Part | None) -> None:
 
 
 def as_model(task: Task, net: SegmentationNet) -> Model:
-    """Return the network as that which scores photos, without a calibration."""
+    """Return the network as that which scores photos, as a loaded model does (folded), without a calibration."""
     return Model(
-        net=net,
+        net=net.folded(task.precision, task.device),
         names=task.names,
         seen=tuple(task.seen.tolist()),
         unseen=tuple(task.unseen.tolist()),
