@@ -539,7 +539,7 @@ def test_folded_in_bfloat16_is_nearer_to_float32_than_what_is_not_folded(data_ro
 
 
 @pytest.mark.parametrize("act", [torch.nn.ReLU6, torch.nn.ReLU, torch.nn.Identity, torch.nn.SiLU])
-@pytest.mark.parametrize("size", [(9, 14), (8, 7)])
+@pytest.mark.parametrize("size", [(9, 14), (8, 7), (8, 14)])
 @torch.inference_mode()
 def test_folded_convolution_does_what_its_layers_do(act: type[torch.nn.Module], size: tuple[int, int]) -> None:
     """With strides, dilation, groups, a bias and padding of its own, in one pass or, elsewhere, in two."""
