@@ -68,7 +68,9 @@ class FoldedConv2d(nn.Module):
             rounded = F.pad(rounded, (1, 0, 1, 0)).contiguous(memory_format=torch.channels_last)
         self.weight = nn.Parameter(rounded, requires_grad=False)
         self.act = norm.act
-        at_hand = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        # torch's compiler's operator, which another version may lack
+        named = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        at_hand = torch.backends.mkldnn.is_available() and named  # type: ignore[no-untyped-call]
         self.clip = CLIPS.get(type(norm.act)) if at_hand else None
 
     def forward(self, maps: Tensor) -> Tensor:
