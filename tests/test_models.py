@@ -601,6 +601,22 @@ def test_no_mean_is_taken_off_behind_what_changes_it(between: torch.nn.Module, k
     assert means == [False, known]
 
 
+@torch.inference_mode()
+def test_folding_while_training_leaves_the_network_in_training_and_predicts_without_dropout() -> None:
+    """The twin has layers of its own and the same parameters; its gate drops nothing."""
+    net = with_drawn_statistics(small("lite0", gate=True))
+    expected = net.gate_cells(net.features(images((64, 96))))
+    folded = net.train().folded("float32", CPU)
+    found = folded.gate_cells(folded.features(images((64, 96))))
+    assert expected is not None
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    assert all(module.training for module in net.modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in net.modules())
+    own = {id(parameter) for parameter in net.gate.parameters()}
+    assert own == {id(parameter) for parameter in folded.gate.parameters()}
+
+
 @each_variant
 @torch.inference_mode()
 def test_every_network_can_be_folded(model: ModelName, options: dict[str, Any]) -> None:

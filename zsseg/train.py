@@ -494,9 +494,9 @@ def seen_miou(task: Task, net: SegmentationNet, photos: Sequence[int], kept: Val
         photos: Indices of photos.
         kept: What a frozen backbone made of photos the last time, and their labels; what it lacks is added.
     """
+    set_mode(net, training=False)
     model = as_model(task, net)
     matrix = np.zeros((len(task.names),) * 2, dtype=np.int64)
-    set_mode(net, training=False)
     with task.open_data() as data:
         for index in distributed.share(list(photos)):
             known = kept.get(index) if kept is not None else None

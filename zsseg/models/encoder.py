@@ -112,7 +112,7 @@ class EncoderNet(SegmentationNet):
         rounds_bias = precision == "bfloat16" and device.type != "cpu"
         if rounds_bias or not isinstance(self.backbone, EfficientNetFeatures):
             return self
-        net = _twin(self)
+        net = _twin(self).eval()
         fold_batch_norms(net.backbone, torch.bfloat16 if precision == "bfloat16" else torch.float32)
         return net
 
