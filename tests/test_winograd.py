@@ -103,8 +103,9 @@ def test_in_float32(training: bool) -> None:
 
 def test_in_bfloat16() -> None:
     """Rounding costs less than one percent of the norm, of outputs and of gradients."""
-    conv, images = layer(), maps((16, 24)).requires_grad_()
+    conv, images = layer(WIDER), maps((16, 24), channels=WIDER).requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_plain(conv, images)
         found = conv(images)
     expected = plain(conv, images)
     assert found.dtype == torch.bfloat16
@@ -113,6 +114,35 @@ def test_in_bfloat16() -> None:
     for got, wanted in zip(gradients(found, *of), gradients(expected, *of), strict=True):
         assert got.dtype == torch.float32
         assert error(got, wanted) < 0.01
+
+
+@pytest.mark.parametrize(("count", "height"), [(1, 16), (3, 48)])
+def test_kernels_gradients_by_strips(count: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, layers of few channels have the outputs and gradients of torch's own convolution."""
+    taken: list[torch.Size] = []
+    by_strips = winograd._gradient_by_strips
+    monkeypatch.setattr(winograd, "_gradient_by_strips", lambda *args: taken.append(args[0].shape) or by_strips(*args))
+    conv, images = layer(64, WIDE), maps((height, 6), count=count, channels=64).requires_grad_()
+    of = (images, conv.weight, conv.get_parameter("bias"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = conv(images), F.conv2d(images, conv.weight, conv.bias, padding=1)
+    assert torch.equal(found, expected)
+    for got, wanted in zip(gradients(found, *of), gradients(expected, *of), strict=True):
+        assert got.dtype == torch.float32
+        assert error(got, wanted) < 1e-3
+    assert taken == [images.shape]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "height"), [(WIDE, WIDER, 16), (32, 64, 16), (64, 64, 15), (64, 64, 24), (3, 64, 16)]
+)
+def test_where_strips_do_not_pay(inputs: int, outputs: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many or very few channels, and maps that are not whole strips."""
+    monkeypatch.setattr(winograd, "_gradient_by_strips", lambda *_: pytest.fail("by strips"))
+    conv, images = layer(inputs, outputs), maps((height, 6), channels=inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = conv(images)
+    gradients(found, conv.weight)
 
 
 @pytest.mark.parametrize("channels", [64, WIDE])
@@ -165,21 +195,21 @@ def test_where_it_does_not_pay_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> N
         assert scheme in (None, winograd.F2)
         return scheme is not None and conv._pays(scheme)
 
-    assert pays(layer(), (8, 8))
-    assert pays(layer(), (10, 6))
-    assert not pays(layer().eval(), (8, 8))
-    assert not pays(layer(128, 128), (8, 8))
-    assert not pays(layer(), (7, 8))
-    assert not pays(layer(), (8, 7))
-    assert not pays(layer().requires_grad_(requires_grad=False), (8, 8))
+    assert pays(layer(WIDER), (8, 8))
+    assert pays(layer(WIDER), (10, 6))
+    assert not pays(layer(WIDER).eval(), (8, 8))
+    assert not pays(layer(), (8, 8))
+    assert not pays(layer(WIDER), (7, 8))
+    assert not pays(layer(WIDER), (8, 7))
+    assert not pays(layer(WIDER).requires_grad_(requires_grad=False), (8, 8))
     with torch.no_grad():
-        assert not pays(layer(), (8, 8))
+        assert not pays(layer(WIDER), (8, 8))
     change(monkeypatch, "F2", fewest=17)
-    assert not pays(layer(), (8, 8))
+    assert not pays(layer(WIDER), (8, 8))
     change(monkeypatch, "F2", fewest=16)
-    assert pays(layer(), (8, 8))
+    assert pays(layer(WIDER), (8, 8))
     monkeypatch.setattr(winograd, "multiplies_tiles", lambda: True)
-    assert not pays(layer(), (8, 8))
+    assert not pays(layer(WIDER), (8, 8))
 
 
 def test_a_step_of_training_uses_it_and_scoring_does_not_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,6 +227,6 @@ def test_a_step_of_training_uses_it_and_scoring_does_not_in_bfloat16(monkeypatch
         return len(used)
 
     set_mode(net, training=True)
-    assert step() == 2 * 9  # of 128 -> 256 channels and more
+    assert step() == 2 * 8  # of 256 -> 256 channels and more
     set_mode(net, training=False)
     assert step() == 0

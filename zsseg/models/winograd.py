@@ -14,6 +14,9 @@ In float32 m is 4: 36 products for sixteen outputs instead of 144. The transform
 of their norm instead of 1e-6. In bfloat16 m is 2: 16 products for four outputs instead of 36. There, sums of four
 numbers are rounded where a direct convolution has the numbers themselves, and outputs are off by 0.6 % instead of
 0.24 %. So that is for training alone, whose gradients are noisier by far.
+
+Where the scheme does not pay in bfloat16, the gradient of the kernels is still quicker of strips of a few rows, as the
+images of a batch: oneDNN turns maps round before it multiplies, and a strip of them stays in the processor's cache.
 """
 
 from __future__ import annotations
@@ -140,7 +143,7 @@ _SIXTHS = torch.tensor(
     ]
 )
 F2 = Scheme(
-    outputs=2, least=128 * 256, numbers=768 * 256, fewest=196,
+    outputs=2, least=256 * 256, numbers=2048 * 256, fewest=196,
     of_kernels=_HALVES, of_inputs=_of_inputs_2, to_outputs=_to_outputs_2, of_outputs=_of_outputs_2,
 )  # fmt: skip
 F4 = Scheme(
@@ -149,6 +152,8 @@ F4 = Scheme(
 )  # fmt: skip
 # oneDNN's gradients of kernels, float32 and channels last, reach a fifth of the processor's rate without AVX-512
 LEAST_OF_KERNELS = 64 * 64
+MOST_BY_STRIPS = 128 * 128  # with more, a strip's numbers are multiplied so often that turning them round costs little
+ROWS = 16  # of a strip; 8 and 24 are as quick
 
 
 class WinogradConv2d(nn.Conv2d):
@@ -167,7 +172,7 @@ class WinogradConv2d(nn.Conv2d):
         if torch.is_autocast_enabled("cpu") and maps.device.type == "cpu":
             maps = maps.to(torch.get_autocast_dtype("cpu"))
         scheme = self._scheme(maps)
-        if scheme is None or not (self._pays(scheme) or self._pays_for_kernels(scheme)):
+        if scheme is None or not (self._pays(scheme) or self._pays_for_kernels(scheme, maps.shape[2])):
             return super().forward(maps)
         bias = self.get_parameter("bias")
         outputs: Tensor = _Convolution.apply(maps, self.weight, bias, scheme, self._pays(scheme))
@@ -190,10 +195,12 @@ class WinogradConv2d(nn.Conv2d):
     def _pays(self, scheme: Scheme) -> bool:
         return self.weight[:, :, 0, 0].numel() >= scheme.least
 
-    def _pays_for_kernels(self, scheme: Scheme) -> bool:
-        """Return whether it pays for the kernels' gradient, though it may not for the outputs."""
-        few = self.weight[:, :, 0, 0].numel() < LEAST_OF_KERNELS
-        return scheme is F4 and self._learns() and not few and not has_avx512()
+    def _pays_for_kernels(self, scheme: Scheme, height: int) -> bool:
+        """Return whether the kernels' gradient is quicker by the scheme or by strips, though outputs may not be."""
+        channels = self.weight[:, :, 0, 0].numel()
+        if not self._learns() or channels < LEAST_OF_KERNELS:
+            return False
+        return not has_avx512() if scheme is F4 else channels <= MOST_BY_STRIPS and height % ROWS == 0
 
     def _learns(self) -> bool:
         return self.training and torch.is_grad_enabled() and self.weight.requires_grad
@@ -202,7 +209,7 @@ class WinogradConv2d(nn.Conv2d):
 class _Convolution(torch.autograd.Function):
     """Maps (N, K, h, w), kernels (L, K, 3, 3), bias (L) -> (N, L, h, w), channels last, in the precision of the maps.
 
-    The kernels' gradient goes by the scheme, the outputs and the maps' gradient only where that pays.
+    The kernels' gradient goes by the scheme or by strips, the outputs and the maps' gradient only where that pays.
     """
 
     @staticmethod
@@ -210,7 +217,7 @@ class _Convolution(torch.autograd.Function):
         ctx.save_for_backward(maps, kernels)  # transformed again backward, for that takes less than 52 MB are worth
         ctx.scheme, ctx.pays = scheme, pays
         if not pays:
-            return F.conv2d(maps, kernels, bias, padding=1)
+            return F.conv2d(maps, kernels.to(maps.dtype), bias.to(maps.dtype), padding=1)
         matrices = (row.transpose(1, 2) for row in _of_kernels(kernels, maps.dtype, scheme))
         return _convolved(maps, matrices, len(kernels), scheme).add_(bias.to(maps.dtype)[:, None, None])
 
@@ -224,12 +231,13 @@ class _Convolution(torch.autograd.Function):
             matrices = _of_kernels(kernels, maps.dtype, ctx.scheme, turned=True)
             of_maps = _convolved(gradient, matrices, kernels.shape[1], ctx.scheme)
         elif ctx.needs_input_grad[0]:
-            both = [1, 1]
-            of_maps = torch.ops.aten.convolution_backward(
-                gradient, maps, kernels, None, both, both, both, False, [0, 0], 1, [True, False, False]
-            )[0]
-        of_kernels = _gradient_of_kernels(maps, gradient, ctx.scheme) if ctx.needs_input_grad[1] else None
-        return of_maps, of_kernels, gradient.sum(dim=(0, 2, 3), dtype=torch.float32), None, None
+            of_maps = _plain_gradients(gradient, maps, kernels, [1, 1], [True, False, False])[0]
+        of_kernels = None
+        if ctx.needs_input_grad[1] and (ctx.pays or ctx.scheme is F4):
+            of_kernels = _gradient_of_kernels(maps, gradient, ctx.scheme)
+        elif ctx.needs_input_grad[1]:
+            of_kernels = _gradient_by_strips(maps, gradient, kernels)
+        return of_maps, of_kernels, gradient.sum(dim=(0, 2, 3)).float(), None, None
 
 
 def _convolved(maps: Tensor, of_kernels: Iterable[Tensor], channels: int, scheme: Scheme) -> Tensor:
@@ -258,6 +266,31 @@ def _gradient_of_kernels(maps: Tensor, gradient: Tensor, scheme: Scheme) -> Tens
                 product = torch.bmm(left.transpose(1, 2), right).float()  # (m + 2, L, K)
                 kernels.baddbmm_(row.T.expand(len(kernels), -1, -1), product.transpose(0, 1))
     return kernels.view(-1, 3, 3, maps.shape[1]).permute(0, 3, 1, 2)
+
+
+def _gradient_by_strips(maps: Tensor, gradient: Tensor, kernels: Tensor) -> Tensor:
+    """Return float32 (L, K, 3, 3), as `_gradient_of_kernels`, of maps whose height is a multiple of `ROWS`."""
+    count, channels, height, width = maps.shape
+    images = maps.permute(0, 2, 3, 1).view(count, -1, ROWS, width, channels)
+    strips = maps.new_empty(count, height // ROWS, ROWS + 2, width, channels)  # each with a row of its neighbours
+    strips[:, :, 1:-1] = images
+    strips[:, 1:, 0], strips[:, :-1, -1] = images[:, :-1, -1], images[:, 1:, 0]
+    strips[:, 0, 0] = strips[:, -1, -1] = 0
+    of_strips = gradient.permute(0, 2, 3, 1).reshape(-1, ROWS, width, gradient.shape[1])
+    as_batch = of_strips.permute(0, 3, 1, 2), strips.flatten(0, 1).permute(0, 3, 1, 2)
+    found: Tensor = _plain_gradients(*as_batch, kernels, [0, 1], [False, True, False])[1]
+    return found.float()
+
+
+def _plain_gradients(
+    gradient: Tensor, maps: Tensor, kernels: Tensor, padding: list[int], wanted: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return those gradients of a plain convolution that are wanted: of maps, kernels and bias."""
+    narrow, once = kernels.to(maps.dtype), [1, 1]
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient, maps, narrow, None, once, padding, once, False, [0, 0], 1, wanted
+    )
+    return found
 
 
 def _strips(maps: Tensor, scheme: Scheme) -> list[tuple[int, int]]:
@@ -308,4 +341,6 @@ def _of_kernels(kernels: Tensor, dtype: torch.dtype, scheme: Scheme, *, turned: 
     """Yield G g Gᵀ row by row, (L, K, 3, 3) -> m + 2 times (m + 2, L, K) of some precision."""
     columns = kernels.permute(0, 2, 3, 1).flatten(1, 2)  # (L, 9, K), as they lie
     for row in scheme.both.flip(2) if turned else scheme.both:
-        yield (row @ columns).to(dtype).transpose(0, 1)
+        matrices = (row @ columns).to(dtype).transpose(0, 1)
+        # oneDNN would copy them for every strip, and slower; MKL, which multiplies float32, takes them as they lie
+        yield matrices if dtype == torch.float32 else matrices.contiguous()
