@@ -37,6 +37,7 @@ from zsseg.models import (
     resolve,
 )
 from zsseg.models import weights as weights_module
+from zsseg.models.encoder import ChannelNorm, projected
 from zsseg.models.fcn import VGG16, _trunk
 from zsseg.models.folding import FoldedConv2d, fold_batch_norms
 from zsseg.models.hourglass import Hourglass
@@ -998,3 +999,35 @@ def test_vgg_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DataError, match=r"no network.*vgg16.*\.pth .*--weights FILE.*--weights none") as caught:
         load_pretrained(small("fcn32s"), None)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_frozen_heads_first_layers_fold_their_norms(precision: Precision) -> None:
+    """Of maps that need no gradient, outputs and gradients of conv(norm(maps)) are those of the two layers in turn."""
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(24, 16, 1), ChannelNorm(24)
+    torch.nn.init.normal_(norm.weight, 1, 0.3)
+    torch.nn.init.normal_(norm.bias, 0, 0.3)
+    maps = (torch.randn(2, 24, 5, 4) * 7 + 3).bfloat16().float().to(memory_format=torch.channels_last)
+    drawn = torch.randn(2, 16, 5, 4)
+    exact = copy.deepcopy(conv).double(), copy.deepcopy(norm).double()
+    expected = exact[0](exact[1](maps.double()))
+    wanted = torch.autograd.grad(expected, [each for layer in exact for each in layer.parameters()], drawn.double())
+    with autocast(precision, torch.device("cpu")):
+        found = projected(conv, norm, maps)
+    got = torch.autograd.grad(found, [*conv.parameters(), *norm.parameters()], drawn.to(found.dtype))
+    close = 1e-5 if precision == "float32" else 0.01
+    for one, two in zip((found, *got), (expected, *wanted), strict=True):
+        assert (one.double() - two).norm() < close * two.norm()
+
+
+def test_layers_after_maps_that_learn_and_predictions_are_not_folded() -> None:
+    """There the gradient is needed, or none is, and numbers stay those of the two layers in turn."""
+    conv, norm = torch.nn.Conv2d(24, 16, 1), ChannelNorm(24)
+    torch.nn.init.normal_(norm.weight, 1, 0.3)
+    maps = torch.randn(2, 24, 5, 4, requires_grad=True)
+    plain = conv(norm(maps))
+    assert torch.equal(projected(conv, norm, maps), plain)
+    with torch.no_grad():
+        assert torch.equal(projected(conv, norm, maps), plain)
+    assert not torch.equal(projected(conv, norm, maps.detach()), plain)

@@ -37,6 +37,22 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def projected(conv: nn.Conv2d, norm: ChannelNorm, maps: Tensor) -> Tensor:
+    """Return conv(norm(maps)) of a 1 × 1 convolution, (N, K, h, w) -> (N, L, h, w).
+
+    Where conv and norm learn but the maps do not, the norm's factors and shifts go into kernels and bias: a fifth of a
+    frozen step went into the gradient of what the convolution reads, which only these few numbers needed.
+    """
+    if maps.requires_grad or not torch.is_grad_enabled():
+        return conv(norm(maps))  # type: ignore[no-any-return]
+    kind = maps.device.type
+    if torch.is_autocast_enabled(kind):  # nothing is lost: the backbone has computed them so
+        maps = maps.to(torch.get_autocast_dtype(kind))
+    cells = F.layer_norm(maps.permute(0, 2, 3, 1), norm.normalized_shape, eps=norm.eps)
+    bias = conv.get_parameter("bias") + (conv.weight.flatten(1) * norm.bias).sum(dim=1)
+    return F.conv2d(cells.permute(0, 3, 1, 2), conv.weight * norm.weight[:, None, None], bias)
+
+
 class EncoderNet(SegmentationNet):
     """Any timm backbone with feature maps at stride 8 and 16.
 
@@ -84,10 +100,11 @@ class EncoderNet(SegmentationNet):
     def head(self, features: list[Tensor]) -> Tensor:
         """Map the features to outputs at stride 8."""
         fine, coarse, mean = features
-        hidden = F.relu(self.project(self.norm_coarse(coarse)) + self.context(self.norm_context(mean)))
+        hidden = projected(self.project, self.norm_coarse, coarse)
+        hidden = F.relu(hidden + projected(self.context, self.norm_context, mean))
         hidden = F.relu(hidden + self.mix(self.widen(hidden)))
         upsampled = F.interpolate(self.refine(hidden), scale_factor=2, mode="bilinear", align_corners=False)
-        outputs: Tensor = self.out(F.relu(upsampled + self.skip(self.norm_fine(fine))))
+        outputs: Tensor = self.out(F.relu(upsampled + projected(self.skip, self.norm_fine, fine)))
         return outputs
 
     def gate_cells(self, features: list[Tensor]) -> Tensor | None:
