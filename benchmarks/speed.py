@@ -101,12 +101,19 @@ def main() -> None:
     if "eval-photos" in wanted and not ANIMALS.is_dir():
         print(f"eval-photos: left out, no photos at {ANIMALS}; set ZSSEG_TEST_DATA", file=sys.stderr)
         wanted.remove("eval-photos")
-    rows = [row(name, given.repeats) for name in ROWS if name in wanted]
+    about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    print(about)
+    print("| row | ours, s | peer, s | ratio | ours, MB | peer, MB | same | tolerance |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = []
+    for name in ROWS:
+        if name in wanted:
+            rows.append(row(name, given.repeats))
+            print(as_line(rows[-1]), flush=True)
     growth = growth_curves() if "growth" in wanted else {}
     waiting = data_wait() if "waiting" in wanted else None
     layers = layer_rows(given.repeats) if DEVICE.type == "cpu" and "layers" in wanted else []
     gpu = gpu_rows() if DEVICE.type == "cuda" and "gpu" in wanted else []
-    about = {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
     if given.json:
         given.json.write_text(
             json.dumps(
@@ -114,13 +121,6 @@ def main() -> None:
                 indent=1,
             )
         )
-    print(about)
-    print("| row | ours, s | peer, s | ratio | ours, MB | peer, MB | same | tolerance |")
-    print("|---|---|---|---|---|---|---|---|")
-    for each in rows:
-        sizes = f"{each['ratio']:.3g} | {each['ours_mb']:.0f} | {each['peer_mb']:.0f}"
-        seconds = f"{each['ours']:.4g} | {each['peer']:.4g}"
-        print(f"| {each['name']} | {seconds} | {sizes} | {each['same']} | {each['tolerance']} |")
     for name, curve in growth.items():
         (first, low), (last, high) = curve[0], curve[-1]
         slope = np.log(high / low) / np.log(last / first)
@@ -129,6 +129,12 @@ def main() -> None:
         print(f"waiting for data: {100 * waiting:.1f} % of a step")
     for each in [*layers, *gpu]:
         print(each)
+
+
+def as_line(row: dict[str, Any]) -> str:
+    """Return a row of the table that is printed."""
+    sizes = f"{row['ratio']:.3g} | {row['ours_mb']:.0f} | {row['peer_mb']:.0f}"
+    return f"| {row['name']} | {row['ours']:.4g} | {row['peer']:.4g} | {sizes} | {row['same']} | {row['tolerance']} |"
 
 
 def chosen(names: list[str]) -> list[str]:
