@@ -131,10 +131,11 @@ def main() -> None:
         print(each)
 
 
-def as_line(row: dict[str, Any]) -> str:
-    """Return a row of the table that is printed."""
-    sizes = f"{row['ratio']:.3g} | {row['ours_mb']:.0f} | {row['peer_mb']:.0f}"
-    return f"| {row['name']} | {row['ours']:.4g} | {row['peer']:.4g} | {sizes} | {row['same']} | {row['tolerance']} |"
+def as_line(found: dict[str, Any]) -> str:
+    """Return a row as the table shows it."""
+    seconds = f"{found['ours']:.4g} | {found['peer']:.4g}"
+    sizes = f"{found['ratio']:.3g} | {found['ours_mb']:.0f} | {found['peer_mb']:.0f}"
+    return f"| {found['name']} | {seconds} | {sizes} | {found['same']} | {found['tolerance']} |"
 
 
 def chosen(names: list[str]) -> list[str]:

@@ -264,11 +264,12 @@ def nearest_classes(embeddings: Tensor, vectors: Tensor, count: int) -> tuple[Te
     padded = F.pad(vectors, (0, 0, 0, padding))
     groups = min(count, len(half) // GROUP)
     found = []
-    scores_of = embeddings.new_empty(min(CELLS, len(embeddings)), min(BLOCK, len(half)))  # one for all: a new one each
-    for cells in torch.split(embeddings, CELLS):  # time leaves holes between the results that the next does not fit in
+    # one memory for all blocks: a new one each time would leave holes between results, too small for the next
+    all_scores = embeddings.new_empty(min(CELLS, len(embeddings)), min(BLOCK, len(half)))
+    for cells in torch.split(embeddings, CELLS):
         best = []
         for block, h in zip(torch.split(padded, BLOCK), torch.split(half, BLOCK), strict=True):
-            scores = torch.addmm(-h, cells, block.T, out=scores_of[: len(cells), : len(block)])
+            scores = torch.addmm(-h, cells, block.T, out=all_scores[: len(cells), : len(block)])
             best.append(scores.view(len(cells), -1, GROUP).amax(dim=2))
         chosen = torch.cat(best, dim=1).topk(groups, dim=1).indices  # (P, groups)
         ids = (chosen[..., None] * GROUP + torch.arange(GROUP, device=chosen.device)).flatten(1)
