@@ -828,11 +828,12 @@ def trunk() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("photos", [1, 3])
 def test_what_fcn_drops_is_what_torch_drops(photos: int) -> None:
-    """In training the head is that with `Dropout2d` behind fc6 and fc7, and in evaluation that without."""
+    """In training the head and its maps' gradient are those with `Dropout2d` behind fc6 and fc7, else those without."""
     torch.manual_seed(0)
     net = FCN(32, DIM)
     net.fc6, net.fc7, net.score = WideConv2d(512, 40, 7, padding=3), WideConv2d(40, 50, 1), torch.nn.Conv2d(50, DIM, 1)
-    pool5 = torch.randn(photos, 512, 4, 5)
+    pool5 = torch.randn(photos, 512, 4, 5, requires_grad=True)
+    drawn = torch.randn(photos, DIM, 4, 5)
     for training in (True, False):
         net.train(training)
         with torch.random.fork_rng(devices=[]):
@@ -844,7 +845,10 @@ def test_what_fcn_drops_is_what_torch_drops(photos: int) -> None:
             convolved = F.conv2d(hidden, layer.weight, layer.bias, padding=layer.padding)  # type: ignore[arg-type]
             hidden = F.dropout2d(F.relu(convolved), 0.5, training)
         assert ((hidden == 0).all(dim=(2, 3)).float().mean() > 0.3) == training
-        torch.testing.assert_close(found, net.score(hidden), rtol=1e-4, atol=1e-5)
+        expected = net.score(hidden)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        got, wanted = (torch.autograd.grad(each, pool5, drawn)[0] for each in (found, expected))
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
